@@ -1,0 +1,130 @@
+"How ranks talk: sums, broadcasts and barriers of one rank (Solo) or many (Group). Sole importer of torch.distributed."
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=10)
+
+
+class PeerLost(Exception):
+    "A collective failed because another rank left it: a consequence of that rank's trouble, never the root cause."
+
+
+class Comm(Protocol):
+    "What a rank may ask of the others; `seconds` is the time spent waiting for them so far."
+
+    rank: int
+    world_size: int
+    seconds: float
+
+    def sum_(self, tensor: Tensor) -> None:
+        "Replace `tensor` (any shape and dtype, equal on all ranks) by its sum over all ranks."
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        "Replace `tensor` by rank 0's."
+
+    def barrier(self) -> None:
+        "Return once every rank is here."
+
+    def close(self) -> None:
+        "Leave; a rank that still waits for this one fails at once instead of waiting on."
+
+
+class Solo:
+    "One rank alone: each collective is the identity."
+
+    rank, world_size, seconds = 0, 1, 0.0
+
+    def sum_(self, tensor: Tensor) -> None:
+        "Nothing to add."
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        "Rank 0's tensor is this one."
+
+    def barrier(self) -> None:
+        "Everyone is here."
+
+    def close(self) -> None:
+        "Nobody to leave."
+
+
+@dataclass(frozen=True)
+class Meeting:
+    "Where the ranks of a group find each other: the address of a store, and a name for this group in it."
+
+    host: str
+    port: int
+    group: str = "0"
+
+
+class Store:
+    """The key-value store in which ranks meet, hosted by the driver so that it outlives any of them.
+
+    torch's own listener would bind every interface; the socket is bound here, to `host` alone, and handed over.
+    """
+
+    def __init__(self, host: str) -> None:
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.bind((host, 0))
+        listener.listen(1024)
+        self.meeting = Meeting(host, listener.getsockname()[1])
+        # torch closes the descriptor with the store
+        self._store = dist.TCPStore(
+            host, self.meeting.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+
+
+class Group:
+    """Many ranks, one process each: `backend` is nccl (a GPU a rank) or gloo (CPU; GPUs too, shared if need be).
+
+    Raises PeerLost where a rank can't be reached.
+    """
+
+    def __init__(self, rank: int, world_size: int, meeting: Meeting, backend: str) -> None:
+        self.rank, self.world_size, self.seconds = rank, world_size, 0.0
+        if meeting.host.startswith("127."):
+            for library in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        store = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=TIMEOUT)
+        named = dist.PrefixStore(meeting.group, store)
+        self._wait(
+            lambda: dist.init_process_group(backend, store=named, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        )
+        self._token = torch.zeros(1, device="cuda" if backend == "nccl" else "cpu")
+
+    def sum_(self, tensor: Tensor) -> None:
+        "See Comm."
+        self._wait(lambda: dist.all_reduce(tensor))
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        "See Comm."
+        self._wait(lambda: dist.broadcast(tensor, src=0))
+
+    def barrier(self) -> None:
+        "See Comm."
+        self.sum_(self._token)
+        self._token.zero_()
+
+    def close(self) -> None:
+        "See Comm."
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _wait(self, collective: Callable[[], Any]) -> None:
+        started = time.perf_counter()
+        try:
+            collective()
+        except (RuntimeError, ValueError) as error:
+            raise PeerLost(f"rank {self.rank} lost touch with the others: {error}") from error
+        self.seconds += time.perf_counter() - started

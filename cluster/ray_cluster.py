@@ -1,0 +1,119 @@
+"Starting Ray for one run, quietly and on the loopback address alone, or joining a cluster that is there."
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from learner.errors import UsageError, UserError
+
+PREFIX = "orchestrator-ray-"
+TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def import_ray(loopback: bool) -> ModuleType:
+    """Import Ray with what it reads from the environment at that moment.
+
+    The variable named after Windows and OSX is what keeps every port of a cluster on 127.0.0.1: Ray's own way to say
+    "this is no cluster of several machines" (tests/cluster/test_ray_cluster.py watches the ports).
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if loopback:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+
+    return ray
+
+
+class OwnCluster:
+    "A Ray cluster for this run alone, gone with it: loopback, token authentication, no dashboard."
+
+    host = "127.0.0.1"
+
+    def __init__(self, cpus: int, gpus: int) -> None:
+        remove_stale_folders()
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        self.ray = import_ray(loopback=True)
+        self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
+        try:
+            self.ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=256 * 2**20,
+                _temp_dir=self.folder,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        "Stop Ray and remove its files."
+        self.ray.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class JoinedCluster:
+    "A Ray cluster that others run, at HOST:PORT."
+
+    def __init__(self, address: str) -> None:
+        self.warning = ""
+        if os.environ.get("RAY_AUTH_MODE") is None:
+            if has_token():
+                os.environ["RAY_AUTH_MODE"] = "token"
+            else:
+                self.warning = (
+                    f"no Ray token was found ({', '.join(TOKEN_SOURCES)} or ~/.ray/auth_token): joining {address} "
+                    "without authentication; whoever reaches that port can run code on all its machines"
+                )
+        self.ray = import_ray(loopback=address.startswith(("127.", "localhost")))
+        try:
+            self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"no Ray cluster could be joined at {address}: {first}; is it up (ray start --head), and is its token "
+                "here (RAY_AUTH_TOKEN)?"
+            ) from error
+        self.host = self.ray.util.get_node_ip_address()
+
+    def close(self) -> None:
+        "Leave the cluster, which goes on."
+        self.ray.shutdown()
+
+
+def has_token() -> bool:
+    "Whether Ray would find an authentication token."
+    return any(os.environ.get(name) for name in TOKEN_SOURCES) or Path.home().joinpath(".ray/auth_token").exists()
+
+
+def short_temporary_folder() -> str:
+    "Where Ray's sockets may lie: their paths must stay under 107 bytes, which a long TMPDIR would break."
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 24 else "/tmp"
+
+
+def remove_stale_folders() -> None:
+    "Remove what runs left whose driver was killed: the folder's name has its process number."
+    for folder in Path(short_temporary_folder()).glob(f"{PREFIX}*"):
+        pid = folder.name.removeprefix(PREFIX).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def require(ray: ModuleType, need: dict[str, float], address: str | None) -> None:
+    "Raise UsageError if the cluster as a whole has less of a resource than is needed."
+    have = ray.cluster_resources()
+    for name, amount in need.items():
+        if have.get(name, 0) + 1e-6 < amount:
+            where = f"the cluster at {address}" if address else "this machine"
+            raise UsageError(f"{amount:g} {name}s are needed but {where} has {have.get(name, 0):g}; ask for fewer")

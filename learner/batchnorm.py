@@ -1,0 +1,96 @@
+"BatchNorm over one device's batch, or over a batch that several devices share."
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learner.module import Buffer, Module, Parameter
+
+SumOverBatch = Callable[[Tensor], None]
+
+
+class BatchNorm(Module):
+    """Normalise each channel of (n, channels) or (n, channels, h, w) float by the batch's mean and variance.
+
+    Ioffe and Szegedy, 2015 (https://arxiv.org/abs/1502.03167), with torch's conventions: biased variance for the
+    batch, unbiased for the running one, which moves by `momentum` at each training batch and is used in evaluation.
+    Where the batch is spread over several devices, `sum_` is set to a function that replaces a tensor by its sum over
+    all of them; the statistics, and the gradients through them, are then those of the whole batch.
+    """
+
+    sum_: SumOverBatch | None = None
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = Parameter(torch.ones(channels)), Parameter(torch.zeros(channels))
+        self.running_mean, self.running_var = Buffer(torch.zeros(channels)), Buffer(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        "Same shape and dtype as `x`."
+        if self.training and self.sum_ is not None:
+            return self._normalise_shared(x, self.sum_)
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+    def _normalise_shared(self, x: Tensor, sum_: SumOverBatch) -> Tensor:
+        mean, var, count = shared_statistics(x, sum_)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        return _Normalise.apply(x, self.weight, self.bias, mean, var, count, self.eps, sum_)
+
+
+def _channel_sum(x: Tensor) -> Tensor:
+    return x.sum([d for d in range(x.dim()) if d != 1])
+
+
+def _per_channel(stat: Tensor, x: Tensor) -> Tensor:
+    return stat.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype)
+
+
+@torch.no_grad()
+def shared_statistics(x: Tensor, sum_: SumOverBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (channels,), biased variance (channels,) and number of values per channel (1,) of a shared batch, float64.
+
+    Each device finds its own mean and variance by a stable method in the dtype of `x`; only these few numbers are
+    summed as E[x] and E[x^2], in float64, where the difference of large sums loses nothing that float32 had.
+    A device whose part of the batch is empty adds nothing.
+    """
+    channels = x.shape[1]
+    count = x.numel() // channels
+    var, mean = torch.zeros(2, channels, dtype=torch.float64, device=x.device)
+    if count:
+        local = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+        var, mean = (stat.double() for stat in local)
+    total = torch.cat([mean, var + mean.square(), mean.new_ones(1)]).mul_(count)
+    sum_(total)
+    mean, square = (total[:-1] / total[-1]).chunk(2)
+    return mean, (square - mean.square()).clamp_(min=0), total[-1:]
+
+
+class _Normalise(torch.autograd.Function):
+    "Normalisation by given statistics, with the gradient that also flows through those statistics."
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, count, eps, sum_):
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps, ctx.sum_ = eps, sum_
+        return F.batch_norm(x, mean.to(weight.dtype), var.to(weight.dtype), weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, mean, var, count = ctx.saved_tensors
+        scale = (var + ctx.eps).rsqrt()
+        normal = (x - _per_channel(mean, x)) * _per_channel(scale, x)
+        bias_grad, weight_grad = _channel_sum(grad), _channel_sum(grad * normal)
+        total = torch.cat([bias_grad, weight_grad])
+        ctx.sum_(total)
+        grad_mean, product_mean = (total / count.to(total.dtype)).chunk(2)
+        x_grad = grad - _per_channel(grad_mean, x) - normal * _per_channel(product_mean, x)
+        x_grad = x_grad * _per_channel(scale.to(weight.dtype) * weight, x)
+        return x_grad, weight_grad, bias_grad, None, None, None, None, None

@@ -1,0 +1,32 @@
+"Progress: fastprogress bars for epochs and batches."
+
+from __future__ import annotations
+
+from fastprogress.fastprogress import master_bar, progress_bar
+
+from learner.learner import Callback
+
+
+class Progress(Callback):
+    "A bar for the epochs, one below it for the batches, and the table of TrackResults above them."
+
+    order = -20
+
+    def before_fit(self) -> None:
+        "Open the bar of epochs, and take over the writing of rows."
+        self.bar = master_bar(range(self.n_epochs))
+        self.bar.update(0)
+        self.learner.write_row = lambda cells: self.bar.write(list(cells), table=True)  # type: ignore[attr-defined]
+
+    def before_epoch(self) -> None:
+        "Count the batches as they are drawn."
+        self.learner.dl = progress_bar(self.dl, parent=self.bar, leave=False)
+
+    def after_epoch(self) -> None:
+        "Count the epoch once it is validated."
+        if not self.model.training:
+            self.bar.update(self.epoch + 1)
+
+    def cleanup_fit(self) -> None:
+        "Give the writing of rows back."
+        del self.learner.write_row  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"Image files to batches of bytes: sources, listing, decoding, loading, augmentation, normalisation."

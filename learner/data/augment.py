@@ -1,0 +1,50 @@
+"Augmentation of whole batches on the device, with random numbers that depend only on seed, step and position."
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def draws(seed: int, step: int, rows: int, columns: int) -> Tensor:
+    """Uniform numbers (rows, columns) float32 in [0, 1) for one step.
+
+    They come from a counter-based generator keyed by (seed, step), so row i is the same however many rows are asked
+    for, and whichever device asks.
+    """
+    stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
+    return torch.from_numpy(stream.random((rows, columns), dtype=np.float32))
+
+
+class Augment:
+    """Crop a `size` square out of each larger picture: at random and mirrored half the time in training, else centred.
+
+    Called with uint8 (n, h, w, channels), whether it is training, the step, and where the n samples stand in the
+    global batch (int64; None: they are all of it); gives uint8 (n, size, size, channels).
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+
+    def __call__(self, x: Tensor, training: bool, step: int, rows: Tensor | None = None) -> Tensor:
+        n, height, width, _ = x.shape
+        if not training:
+            top, left = (height - self.size) // 2, (width - self.size) // 2
+            return x[:, top : top + self.size, left : left + self.size]
+        if rows is None:
+            rows = torch.arange(n)
+        random = draws(self.seed, step, int(rows.max()) + 1 if n else 0, 3)[rows].to(x.device)
+        return crop_flip(x, random, self.size)
+
+
+def crop_flip(x: Tensor, random: Tensor, size: int) -> Tensor:
+    "Crop (n, h, w, c) to (n, size, size, c), down, across and mirrored as `random` (n, 3) in [0, 1) says."
+    n, height, width, _ = x.shape
+    top = (random[:, 0] * (height - size + 1)).long().clamp(max=height - size)
+    left = (random[:, 1] * (width - size + 1)).long().clamp(max=width - size)
+    steps = torch.arange(size, device=x.device)
+    mirrored = (random[:, 2] < 0.5)[:, None]
+    across = left[:, None] + torch.where(mirrored, size - 1 - steps, steps)
+    down = top[:, None] + steps
+    return x[torch.arange(n, device=x.device)[:, None, None], down[:, :, None], across[:, None, :]]

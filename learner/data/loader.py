@@ -1,0 +1,149 @@
+"Datasets and the loader that keeps batches ready while others train."
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.data.files import Labelled
+from learner.data.images import BadImage, decode
+
+
+class Items(Protocol):
+    "What a loader draws from: a length, and samples by number."
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]: ...
+
+
+class Dataset:
+    "Labelled image files as samples: bytes uint8 (size, size, 3) and the class number, an int64 scalar."
+
+    def __init__(self, labelled: Labelled, size: int) -> None:
+        self.labelled, self.size = labelled, size
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        pixels = decode(self.labelled.files[i], self.size)
+        return torch.from_numpy(np.array(pixels)), torch.tensor(self.labelled.targets[i])
+
+
+def collate(dataset: Items, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    "The samples of these numbers as one batch: inputs and targets, stacked."
+    inputs, targets = zip(*[dataset[i] for i in indices], strict=True)
+    return torch.stack(inputs), torch.stack(targets)
+
+
+@dataclass(frozen=True)
+class Readable:
+    """The samples of a batch that could be read.
+
+    `inputs` uint8 (n, size, size, 3), `targets` (n,) int64, `rows` (n,) int64: which of the indices asked for these
+    are, and `bad`: file and reason of each of the others.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    rows: Tensor
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+def collate_readable(dataset: Dataset, indices: Sequence[int]) -> Readable:
+    "As `collate`, leaving out what can't be read; n may be 0."
+    size = dataset.size
+    pixels = np.empty((len(indices), size, size, 3), np.uint8)
+    rows: list[int] = []
+    bad: list[tuple[str, str]] = []
+    for row, i in enumerate(indices):
+        try:
+            pixels[len(rows)] = decode(dataset.labelled.files[i], size)
+            rows.append(row)
+        except BadImage as error:
+            bad.append((error.file, error.reason))
+    targets = torch.tensor([dataset.labelled.targets[indices[row]] for row in rows], dtype=torch.int64)
+    return Readable(torch.from_numpy(pixels[: len(rows)]), targets, torch.tensor(rows, dtype=torch.int64), tuple(bad))
+
+
+def usable_cores() -> int:
+    "How many processors this process may run on."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class DataLoader:
+    """Batches of a dataset in order, or shuffled anew each epoch, collated by threads that start once.
+
+    Threads, because Pillow and torch leave the interpreter's lock while they work: no copy of the dataset, no pickling,
+    nothing left behind when the process dies, and an error arrives as it was raised. `n_workers=0` loads in the caller
+    (for the debugger); None takes one thread a core. `n_workers + 2` batches are kept ready.
+    """
+
+    def __init__(
+        self,
+        dataset: Items,
+        batch_size: int = 128,
+        shuffle: bool = False,
+        n_workers: int | None = None,
+        seed: int = 42,
+        collate: Callable[[Any, Sequence[int]], Any] = collate,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}; it must be 1 or more")
+        self.dataset, self.batch_size, self.collate = dataset, batch_size, collate
+        self.shuffle, self.seed = shuffle, seed
+        self.n_workers = usable_cores() if n_workers is None else n_workers
+        self.epoch = 0
+        self._pool = ThreadPoolExecutor(self.n_workers, "loader") if self.n_workers else None
+
+    def __len__(self) -> int:
+        return (len(self.dataset) + self.batch_size - 1) // self.batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        order = epoch_order(len(self.dataset), self.seed, self.epoch) if self.shuffle else range(len(self.dataset))
+        self.epoch += 1
+        return self.load(order[n : n + self.batch_size] for n in range(0, len(self.dataset), self.batch_size))
+
+    def load(self, batches: Iterable[Sequence[int]]) -> Iterator[Any]:
+        "Collate each list of sample numbers; in their order, the next ones in the background."
+        if self._pool is None:
+            yield from (self.collate(self.dataset, indices) for indices in batches)
+            return
+        ahead: deque[Future] = deque()
+        try:
+            for indices in batches:
+                ahead.append(self._pool.submit(self.collate, self.dataset, indices))
+                if len(ahead) > self.n_workers + 2:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def close(self) -> None:
+        "End the threads; what they have begun is finished, what they have not is dropped."
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
+    "The sample numbers 0 to n-1 in the order of that epoch: a function of its arguments alone."
+    return np.random.default_rng([seed, epoch]).permutation(n).tolist()
+
+
+@dataclass(frozen=True)
+class DataLoaders:
+    "The two loaders of a Learner; `valid` may be None."
+
+    train: Any
+    valid: Any = None

@@ -1,0 +1,168 @@
+"The training loop, written once as verbs, with events around them that callbacks react to."
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.losses import cross_entropy
+from learner.module import Module
+from learner.optim import SGD, Optimizer
+
+
+class CancelBatchException(Exception):
+    "Raised by a callback to leave the current batch; the epoch goes on."
+
+
+class CancelEpochException(Exception):
+    "Raised by a callback to leave the current epoch; the fit goes on."
+
+
+class CancelFitException(Exception):
+    "Raised by a callback to end the fit."
+
+
+CANCELS = {"batch": CancelBatchException, "epoch": CancelEpochException, "fit": CancelFitException}
+EVENTS = [f"{when}_{what}" for what in CANCELS for when in ("before", "after", "cleanup")]
+EVENTS += ["after_predict", "after_loss", "after_backward", "after_step"]
+
+
+class Callback:
+    """Reacts to the events in `EVENTS` by methods of their names; lower `order` goes first.
+
+    `before_x` comes before x, `after_x` if x was completed, `cleanup_x` in any case. The learner's attributes are read
+    as the callback's own (`self.model`) and set through `self.learner`.
+    """
+
+    order = 0
+    learner: Learner
+
+    def __init_subclass__(cls) -> None:
+        prefixes = ("before_", "after_", "cleanup_")
+        if strays := [name for name in vars(cls) if name.startswith(prefixes) and name not in EVENTS]:
+            raise TypeError(f"{cls.__name__} defines {strays}, which no event calls; events are {EVENTS}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "learner" or name in EVENTS:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+        return getattr(self.learner, name)
+
+
+class Learner:
+    """Fits `model` to `dls.train`, and measures it on `dls.valid` after each epoch.
+
+    `dls` holds two iterables of batches (inputs, targets); `loss_func(preds, targets)` gives a scalar;
+    `opt_func(parameters, lr)` an optimizer, made anew by each `fit`. While it runs, callbacks find in it `epoch`,
+    `num` (of the batch in its epoch), `global_step` (optimizer steps done), `batch`, `preds`, `loss`, `opt` and `dl`.
+    """
+
+    batch: tuple[Tensor, Tensor]
+    preds: Tensor
+    loss: Tensor
+    opt: Optimizer
+
+    def __init__(
+        self,
+        model: Module,
+        dls: Any,
+        loss_func: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        lr: float = 0.1,
+        cbs: Sequence[Callback] = (),
+        opt_func: Callable[..., Optimizer] = SGD,
+    ) -> None:
+        self.model, self.dls, self.loss_func, self.lr, self.opt_func = model, dls, loss_func, lr, opt_func
+        self.epoch = self.num = self.global_step = self.n_epochs = 0
+        self.rows: Tensor | None = None  # where the batch's samples stand in a larger batch that it is a part of
+        self.dl: Iterable[tuple[Tensor, Tensor]] = ()
+        self.cbs: list[Callback] = []
+        for cb in cbs:
+            self.add_cb(cb)
+
+    def add_cb(self, cb: Callback) -> None:
+        "Attach a callback."
+        cb.learner = self
+        self.cbs = sorted([*self.cbs, cb], key=lambda one: one.order)
+
+    def __call__(self, event: str) -> None:
+        "Let the callbacks react to `event`, in their order."
+        for cb in self.cbs:
+            if react := getattr(cb, event, None):
+                react()
+
+    def phase(self, name: str, body: Callable[[], None]) -> None:
+        "Run `body` between its events; an exception of the kind that cancels `name` ends it quietly."
+        try:
+            self(f"before_{name}")
+            body()
+            self(f"after_{name}")
+        except CANCELS[name]:
+            pass
+        finally:
+            self(f"cleanup_{name}")
+
+    def fit(self, n_epochs: int) -> None:
+        "Train for `n_epochs`, each followed by a validation."
+        self.n_epochs, self.global_step = n_epochs, 0
+        self.phase("fit", self._all_epochs)
+
+    def _all_epochs(self) -> None:
+        self.opt = self.opt_func(self.model.parameters(), self.lr)
+        for self.epoch in range(self.n_epochs):
+            self.one_epoch(True)
+            if self.dls.valid is not None:
+                self.one_epoch(False)
+
+    def one_epoch(self, train: bool) -> None:
+        "All batches of the training set, or of the validation set without training."
+        self.model.training = train
+        self.dl = self.dls.train if train else self.dls.valid
+        self.phase("epoch", self._all_batches)
+
+    def _all_batches(self) -> None:
+        for self.num, self.batch in enumerate(self.dl):
+            self.one_batch()
+
+    def one_batch(self) -> None:
+        "Predict and measure `batch`; if the model is training, take an optimizer step too."
+        with torch.set_grad_enabled(self.model.training):
+            self.phase("batch", self._predict_and_learn)
+
+    def _predict_and_learn(self) -> None:
+        self.predict()
+        self("after_predict")
+        self.get_loss()
+        self("after_loss")
+        if self.model.training:
+            self.backward()
+            self("after_backward")
+            self.step()
+            self("after_step")
+            self.zero_grad()
+
+    def predict(self) -> None:
+        "Inputs to `preds`."
+        self.preds = self.model(self.batch[0])
+
+    def get_loss(self) -> None:
+        "`preds` and targets to `loss`."
+        self.loss = self.loss_func(self.preds, self.batch[1])
+
+    def loss_total(self) -> Tensor:
+        "The sum of the batch's losses, a scalar without a gradient."
+        return self.loss.detach() * len(self.batch[1])
+
+    def backward(self) -> None:
+        "`loss` to gradients."
+        self.loss.backward()
+
+    def step(self) -> None:
+        "Gradients to new parameters."
+        self.opt.step()
+        self.global_step += 1
+
+    def zero_grad(self) -> None:
+        "Forget the gradients."
+        self.opt.zero_grad()

@@ -1,0 +1,107 @@
+"Config: everything that a user may choose, with its default, its help and its rule, in one place."
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from learner.errors import UsageError
+from learner.schedule import SCHEDULES
+
+
+def option(default: Any, text: str, group: str, metavar: str | None = None, choices: tuple[str, ...] = ()) -> Any:
+    "A Config field: its default and what the command line says of it."
+    return field(default=default, metadata={"help": text, "group": group, "metavar": metavar, "choices": choices})
+
+
+DATA, MODEL, TRAIN, WHERE, RUN = "data", "model", "training", "devices", "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    "A run as the user asked for it; UsageError on construction if a value breaks its rule."
+
+    data: str = option(
+        "imagenette160", "a folder, an archive (.tgz, .zip), a URL, a known name, or shapes (made on the spot)", DATA
+    )
+    data_dir: str = option("~/.cache/orchestrator", "where downloaded and generated datasets are kept", DATA, "DIR")
+    size: int = option(64, "side of the square pictures that the model sees, in pixels", DATA, "PIXELS")
+    augment: bool = option(False, "train on random crops (out of 9/8 of the size) and mirror images", DATA)
+    bad_images: str = option("fail", "what to do at an unreadable image", DATA, choices=("fail", "skip"))
+
+    arch: str = option("simple_cnn", "the model: a name from learner/models.py", MODEL, "NAME")
+    sync_batchnorm: bool = option(True, "BatchNorm over the global batch, not each worker's part", MODEL)
+
+    epochs: int = option(8, "how often to go through the training set", TRAIN, "N")
+    batch_size: int = option(128, "images per step over all workers (the global batch)", TRAIN, "N")
+    lr: float | str = option(0.1, "peak learning rate for the global batch, or auto: find it first", TRAIN, "RATE")
+    schedule: str = option("one_cycle", "how the rate moves", TRAIN, choices=tuple(SCHEDULES))
+    momentum: float = option(0.0, "SGD momentum, 0 to below 1", TRAIN, "M")
+    weight_decay: float = option(0.0, "L2 penalty", TRAIN, "WD")
+    seed: int = option(42, "seeds weights, order, augmentation and random splits", TRAIN, "N")
+
+    gpus: str | None = option(None, "a count (4), ids (0,2) or all; default: all visible GPUs", WHERE, "N|IDS|all")
+    cpus: int | None = option(None, "train on N CPU workers instead", WHERE, "N")
+    local: bool = option(False, "one worker in this process, without Ray: the debugger works", WHERE)
+    address: str | None = option(None, "join the Ray cluster there instead of starting one", WHERE, "HOST:PORT")
+    backend: str | None = option(
+        None,
+        "how gradients travel: nccl for GPUs, gloo for CPUs or GPUs that are shared",
+        WHERE,
+        choices=("nccl", "gloo"),
+    )
+
+    runs: str = option("runs", "the folder of all runs", RUN, "DIR")
+    name: str | None = option(None, "this run's name in it (default: data-arch)", RUN)
+    debug: bool = option(False, "show tracebacks", RUN)
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            self._check_type(one)
+            self._check_choice(one)
+        for name in ("size", "epochs", "batch_size"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        self._require("seed", self.seed >= 0, "0 or more")
+        self._require("cpus", self.cpus is None or self.cpus >= 1, "1 or more")
+        self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
+        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+        self._require("lr", self.lr == "auto" or (not isinstance(self.lr, str) and 0 < self.lr < math.inf),
+                      "above 0, or auto")  # fmt: skip
+        self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
+                      "letters, digits and . _ + - only")  # fmt: skip
+        if self.address is not None:
+            self._require("address", re.fullmatch(r"[^\s:]+:\d+", self.address) is not None, "HOST:PORT")
+
+    def _check_type(self, one: dataclasses.Field) -> None:
+        value, allowed = getattr(self, one.name), str(one.type).split(" | ")
+        fits = {
+            "str": isinstance(value, str),
+            "bool": isinstance(value, bool),
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "float": isinstance(value, int | float) and not isinstance(value, bool),
+            "None": value is None,
+        }
+        wanted = " or ".join(name for name in allowed if name != "None")
+        self._require(one.name, any(fits[name] for name in allowed), f"of type {wanted}")
+
+    def _check_choice(self, one: dataclasses.Field) -> None:
+        choices, value = one.metadata["choices"], getattr(self, one.name)
+        if choices and value is not None:
+            self._require(one.name, value in choices, f"one of {', '.join(choices)}")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise UsageError(f"{flag(name)} {getattr(self, name)} is not possible: it must be {rule}")
+
+    @property
+    def presize(self) -> int:
+        "The side at which images are kept before augmentation crops `size` out of them."
+        return self.size * 9 // 8 if self.augment else self.size
+
+
+def flag(name: str) -> str:
+    "A field's name as it is typed."
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,89 @@
+"Which devices a run uses: a pure decision from what was asked for and what is visible."
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from learner.errors import UsageError
+from orchestrator.config import Config
+
+
+@dataclass(frozen=True)
+class Devices:
+    """`count` workers; each has `gpus_each` of a GPU (0: a CPU slot) and talks by `backend`.
+
+    `ids` are the GPUs to make visible (None: leave that as it is). `in_process`: the one worker needs no Ray.
+    """
+
+    count: int
+    gpus_each: float
+    backend: str
+    ids: tuple[int, ...] | None = None
+    in_process: bool = False
+
+    def __str__(self) -> str:
+        kind = "CPU" if not self.gpus_each else "GPU" if self.gpus_each == 1 else f"{self.gpus_each:.3g} GPU"
+        place = "in this process" if self.in_process else f"over {self.backend}"
+        return f"{self.count} {kind} worker{'s' if self.count > 1 else ''}, {place}"
+
+
+def choose(config: Config, visible: int) -> Devices:
+    """The devices for `config` where `visible` GPUs can be seen.
+
+    Raises UsageError where they don't suffice or the request contradicts itself.
+    """
+    if config.gpus is not None and config.cpus is not None:
+        raise UsageError(f"--gpus {config.gpus} and --cpus {config.cpus} exclude each other: give one of them")
+    if config.address is not None:
+        return _remote(config)
+    if config.cpus is not None or (config.gpus is None and not visible):
+        return _cpu_workers(config, config.cpus or 1)
+    count, ids = _gpu_request(config, visible)
+    shared = config.backend == "gloo"
+    if count > visible and not (shared and visible):
+        hint = ", or share what there is with --backend gloo" if visible else ""
+        raise UsageError(f"--gpus {config.gpus}: {visible} GPUs are visible; train on CPUs with --cpus {count}{hint}")
+    _check_local(config, count)
+    return Devices(count, min(1.0, visible / count), config.backend or "nccl", ids, count == 1)
+
+
+def _cpu_workers(config: Config, count: int) -> Devices:
+    if config.backend == "nccl":
+        raise UsageError("--backend nccl needs GPUs; CPU workers talk by gloo: leave the flag out")
+    _check_local(config, count)
+    return Devices(count, 0.0, "gloo", None, count == 1)
+
+
+def _check_local(config: Config, count: int) -> None:
+    if config.local and count > 1:
+        raise UsageError(f"--local is one worker in this process, but {count} were asked for; drop one of the two")
+
+
+def _remote(config: Config) -> Devices:
+    if config.local:
+        raise UsageError("--local is one worker in this process; it can't join the cluster at --address")
+    if config.cpus is not None:
+        return Devices(config.cpus, 0.0, "gloo")
+    if config.gpus is None or not config.gpus.isdigit() or int(config.gpus) < 1:
+        raise UsageError(f"--address {config.address} needs a count of workers: --gpus N or --cpus N")
+    return Devices(int(config.gpus), 1.0, config.backend or "nccl")
+
+
+def _gpu_request(config: Config, visible: int) -> tuple[int, tuple[int, ...] | None]:
+    "How many GPU workers, and the ids of their GPUs if the user named them."
+    if config.gpus is None or config.gpus == "all":
+        count = 1 if config.local else visible
+        if not count:
+            raise UsageError("--gpus all: no GPU is visible; train on CPUs with --cpus 1")
+        return count, None
+    if re.fullmatch(r"\d+", config.gpus):
+        if int(config.gpus) < 1:
+            raise UsageError(f"--gpus {config.gpus}: ask for 1 or more, or train on CPUs with --cpus N")
+        return int(config.gpus), None
+    if not re.fullmatch(r"\d+(,\d+)*,?", config.gpus):
+        raise UsageError(f"--gpus {config.gpus} is neither a count (4), nor ids (0,2), nor all")
+    ids = tuple(int(number) for number in config.gpus.strip(",").split(","))
+    if len(set(ids)) < len(ids) or max(ids) >= visible:
+        raise UsageError(f"--gpus {config.gpus}: ids must differ and be below {visible}, the number of visible GPUs")
+    return len(ids), ids
