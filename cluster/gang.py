@@ -8,6 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +60,33 @@ class WorkersFailed(UserError):
         super().__init__("a worker failed: " + "\n".join(map(str, causes)) + lost)
 
 
+@dataclass(frozen=True)
+class Seat:
+    "A rank's place in the gang: its number among all, its number among those of its node, and how many these are."
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @property
+    def threads(self) -> int:
+        "Its share of the node's processors, so that the workers together don't want more than there are."
+        return max(1, usable_cores() // self.local_world_size)
+
+    def environment(self) -> dict[str, str]:
+        "The variables that torchrun sets, but for the master's address."
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return {name: str(getattr(self, name.lower())) for name in names}
+
+    def log_file(self, folder: Path) -> Path:
+        "Where what the rank prints is kept."
+        return folder / f"rank_{self.rank}.log"
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.world_size} (pid {os.getpid()}, {self.threads} threads)"
+
+
 class Gang(Protocol):
     "What the driver may ask of its workers."
 
@@ -70,6 +98,10 @@ class Gang(Protocol):
 
     def call(self, method: str, *args: Any) -> list[Any]:
         "Call a method of every Worker; the results by rank. Raises WorkersFailed."
+        ...
+
+    def call_first(self, method: str, *args: Any) -> Any:
+        "As `call`, of rank 0 alone, and only its result."
         ...
 
     def close(self) -> None:
@@ -98,9 +130,12 @@ class LocalGang:
 
     world_size = 1
 
-    def __init__(self, job: Job, device: str) -> None:
-        torch.set_num_threads(usable_cores())
-        self.worker = Worker(job, Solo(), torch.device(device), usable_cores())
+    def __init__(self, job: Job, device: str, log_folder: Path) -> None:
+        seat = Seat(0, 1, 0, 1)
+        os.environ |= seat.environment()
+        torch.set_num_threads(seat.threads)
+        self.worker = Worker(job, Solo(), torch.device(device), seat.threads)
+        seat.log_file(log_folder).write_text(f"{seat} on {device}: in the driver's process, which has the terminal\n")
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
         "See Gang."
@@ -109,7 +144,11 @@ class LocalGang:
 
     def call(self, method: str, *args: Any) -> list[Any]:
         "See Gang."
-        return [getattr(self.worker, method)(*args)]
+        return [self.call_first(method, *args)]
+
+    def call_first(self, method: str, *args: Any) -> Any:
+        "See Gang."
+        return getattr(self.worker, method)(*args)
 
     def close(self) -> None:
         "See Gang."

@@ -7,31 +7,20 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cluster.comms import Group, Meeting, Store
-from cluster.gang import Failure, WorkersFailed, pipelined
+from cluster.gang import Failure, Seat, WorkersFailed, pipelined
 from cluster.ray_cluster import JoinedCluster, OwnCluster, require
 from cluster.worker import Chunk, Job, Report, Worker
-from learner.data.loader import usable_cores
 from learner.errors import UserError
 
 GRACE = 2.0  # seconds in which other ranks may still tell the root cause, once one has failed
 PLACEMENT_TIMEOUT = 60.0
-
-
-@dataclass(frozen=True)
-class Seat:
-    "A rank's place in the gang: its number among all, among those of its node, and how many each are."
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
 
 
 @dataclass(frozen=True)
@@ -61,25 +50,17 @@ class WorkerProcess:
         "Take the seat: log file, environment as torchrun sets it, threads, process group, Worker."
         self.rank = seat.rank
         try:
-            redirect_output(Path(log_folder, f"rank_{seat.rank}.log"))
-            os.environ |= {
-                "RANK": f"{seat.rank}",
-                "WORLD_SIZE": f"{seat.world_size}",
-                "LOCAL_RANK": f"{seat.local_rank}",
-                "LOCAL_WORLD_SIZE": f"{seat.local_world_size}",
-                "MASTER_ADDR": meeting.host,
-                "MASTER_PORT": f"{meeting.port}",
-            }
-            threads = max(1, usable_cores() // seat.local_world_size)
-            torch.set_num_threads(threads)
+            if self.worker is not None:
+                self.worker.close()
+            redirect_output(seat.log_file(Path(log_folder)))
+            os.environ |= {**seat.environment(), "MASTER_ADDR": meeting.host, "MASTER_PORT": f"{meeting.port}"}
+            torch.set_num_threads(seat.threads)
             device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             comm = Group(seat.rank, seat.world_size, meeting, backend)
-            self.worker = Worker(job, comm, device, threads)
-            print(
-                f"rank {seat.rank} of {seat.world_size} on {device}, pid {os.getpid()}, {threads} threads", flush=True
-            )
+            self.worker = Worker(job, comm, device, seat.threads)
+            print(f"{seat} on {device}", flush=True)
             return None
         except Exception as error:
             return Failure.of(self.rank, error)
@@ -111,8 +92,8 @@ class RayGang:
     "Workers as Ray actors: see Gang. Raises UserError or WorkersFailed where they can't be had."
 
     def __init__(self, job: Job, workers: Workers, log_folder: Path) -> None:
-        self.world_size = workers.count
-        self.actors: list[Any] = []
+        self.all_actors: list[Any] = []
+        self.backend, self.log_folder, self.generation = workers.backend, os.path.abspath(log_folder), 0
         self.places: list[tuple[str, int, str]] = []
         gpus = round(workers.count * workers.gpus_each)
         self.cluster = JoinedCluster(workers.address) if workers.address else OwnCluster(workers.count, gpus)
@@ -120,7 +101,7 @@ class RayGang:
         try:
             self.store = Store(self.cluster.host)
             self._place(workers)
-            self._start(job, workers.backend, log_folder)
+            self.start(job, workers.count)
         except BaseException:
             self.close()
             raise
@@ -141,21 +122,25 @@ class RayGang:
         for number in range(workers.count):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
             options = {"num_cpus": 1, "num_gpus": workers.gpus_each, "scheduling_strategy": place}
-            self.actors.append(actor.options(**options).remote())
+            self.all_actors.append(actor.options(**options).remote())
         self.places = [("unknown", 0, "")] * workers.count
-        places = self._gather([a.where.remote() for a in self.actors])
+        places = self._gather([a.where.remote() for a in self.all_actors])
         order = sorted(range(workers.count), key=lambda number: (places[number][2], number))
-        self.actors = [self.actors[number] for number in order]
+        self.all_actors = [self.all_actors[number] for number in order]
         self.places = [places[number] for number in order]
 
-    def _start(self, job: Job, backend: str, log_folder: Path) -> None:
-        nodes = [node for _, _, node in self.places]
+    def start(self, job: Job, world_size: int) -> None:
+        "Form a group of the first `world_size` processes, and give it a job; what they did before is forgotten."
+        self.world_size, self.generation = world_size, self.generation + 1
+        self.actors = self.all_actors[:world_size]
+        meeting = replace(self.store.meeting, group=f"{self.generation}")
+        nodes = [node for _, _, node in self.places[:world_size]]
         shared = self.ray.put(job)
         refs = []
         for rank, actor in enumerate(self.actors):
             local_rank = nodes[:rank].count(nodes[rank])
-            seat = Seat(rank, self.world_size, local_rank, nodes.count(nodes[rank]))
-            refs.append(actor.start.remote(seat, shared, self.store.meeting, backend, os.path.abspath(log_folder)))
+            seat = Seat(rank, world_size, local_rank, nodes.count(nodes[rank]))
+            refs.append(actor.start.remote(seat, shared, meeting, self.backend, self.log_folder))
         self._gather(refs)
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
@@ -165,6 +150,10 @@ class RayGang:
     def call(self, method: str, *args: Any) -> list[Any]:
         "See Gang."
         return self._gather(self._send(method, *args))
+
+    def call_first(self, method: str, *args: Any) -> Any:
+        "See Gang."
+        return self._gather([self.actors[0].call.remote(method, *args)])[0]
 
     def _send(self, method: str, *args: Any) -> list[Any]:
         return [actor.call.remote(method, *args) for actor in self.actors]
@@ -198,6 +187,6 @@ class RayGang:
 
     def close(self) -> None:
         "See Gang."
-        for actor in self.actors:
+        for actor in self.all_actors:
             self.ray.kill(actor)
         self.cluster.close()

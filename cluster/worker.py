@@ -23,6 +23,7 @@ from learner.data.files import Labelled
 from learner.data.images import BadImage
 from learner.data.loader import DataLoader, Dataset, Readable, collate_readable, epoch_order
 from learner.data.normalize import Normalize
+from learner.errors import UserError
 from learner.learner import Learner
 from learner.losses import cross_entropy
 from learner.metrics import Sums
@@ -107,6 +108,12 @@ class RankResults(TrackResults):
         "No averages here."
 
 
+def refuse_bad(bad: tuple[tuple[str, str], ...], skip: bool) -> None:
+    "Raise UserError for the first of the unreadable files (file and reason), unless they are to be skipped."
+    if bad and not skip:
+        raise UserError(f"{BadImage(*bad[0])}, or leave such files out with --bad-images skip")
+
+
 class Worker:
     "Trains one rank's part of each global batch; knows its rank and what it is told, and decides nothing."
 
@@ -141,7 +148,7 @@ class Worker:
         return DataLoader(dataset, self.job.batch_size, n_workers=threads, collate=collate_readable)
 
     def run(self, chunk: Chunk) -> Report:
-        "Go through the chunk's batches; raises BadImage for a file that can't be read, unless the job skips those."
+        "Go through the chunk's batches; raises UserError for an image that can't be read, unless the job skips those."
         learner, started, waited = self.learner, time.perf_counter(), self.comm.seconds
         learner.model.training, learner.epoch, learner.global_step = chunk.train, chunk.epoch, chunk.step
         self._open(chunk)
@@ -153,7 +160,8 @@ class Worker:
             asked = time.perf_counter()
             batch, mine = next(self._stream)
             data_seconds += time.perf_counter() - asked
-            bad += self._judge(batch)
+            refuse_bad(batch.bad, self.job.skip_bad_images)
+            bad += batch.bad
             self._step(batch, mine, hypers)
         losses = torch.stack(self.results.losses).double().tolist()
         seconds = {
@@ -177,11 +185,6 @@ class Worker:
         for buffer in self.learner.model.buffers():
             self.comm.sum_(buffer)
             buffer.div_(self.comm.world_size)
-
-    def _judge(self, batch: Readable) -> tuple[tuple[str, str], ...]:
-        if batch.bad and not self.job.skip_bad_images:
-            raise BadImage(*batch.bad[0])
-        return batch.bad
 
     def _open(self, chunk: Chunk) -> None:
         "Go on with the stream of batches where the last chunk left it, or open another."

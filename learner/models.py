@@ -28,8 +28,13 @@ MODELS: dict[str, Callable[[int, int], Module]] = {model.__name__: model for mod
 
 def build(name: str, n_in: int, n_out: int) -> Module:
     "The model of that name for `n_in` image channels and `n_out` classes; UsageError lists the names if unknown."
+    check_name(name)
+    return MODELS[name](n_in, n_out)
+
+
+def check_name(name: str) -> None:
+    "Raise UsageError, with the names there are, if `name` is no model."
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UsageError(f"arch={name!r} is unknown{hint} Known: {', '.join(MODELS)}")
-    return MODELS[name](n_in, n_out)
+        raise UsageError(f"model {name!r} is unknown{hint}; known are {', '.join(MODELS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from learner.learner import Callback, CancelFitException
-from learner.lr_range import RangeTest, valley
+from learner.lr_range import RangeTest, suggest
 
 
 class LRFinder(Callback):
@@ -43,4 +43,4 @@ class LRFinder(Callback):
         for p in self.model.parameters():
             p.grad = None
         self.lrs, self.losses = self.test.lrs, self.test.losses
-        self.suggestion = valley(self.lrs, self.test.smoothed)
+        self.suggestion = suggest(self.test)

@@ -16,7 +16,7 @@ class BadImage(UserError):
     "A file that is no readable image; `file` and `reason` say which and why."
 
     def __init__(self, file: str, reason: str) -> None:
-        super().__init__(f"{file} is no readable image: {reason}; mend or remove it, or pass --bad-images skip")
+        super().__init__(f"{file} is no readable image: {reason}; mend it or remove it")
         self.file, self.reason = file, reason
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:

@@ -1,0 +1,29 @@
+# `make run` and `make test` do everything from a fresh clone. Another Python: make PYTHON=python3.12 ...
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test nightly lint install
+
+run: install
+	$(BIN)/python -m orchestrator.launch --config recipes/shapes.toml \
+		$$($(BIN)/python -c 'import torch; print("--gpus all" if torch.cuda.is_available() else "--cpus 2")')
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+nightly: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

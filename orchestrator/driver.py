@@ -1,0 +1,136 @@
+"The driver: it owns time, that is the steps, the schedule, and when to validate."
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.gang import Gang
+from cluster.shards import n_batches
+from cluster.worker import Chunk, Report
+from learner.errors import UserError
+from learner.schedule import SCHEDULES
+from orchestrator.tally import Tally, step_losses
+from orchestrator.tracker import Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    "The clock of a run: how many samples, batches and epochs, and the rate at each step."
+
+    n_train: int
+    n_valid: int
+    batch_size: int
+    epochs: int
+    schedule: str
+    lr: float
+    momentum: float
+
+    @property
+    def train_batches(self) -> int:
+        "Steps in an epoch."
+        return n_batches(self.n_train, self.batch_size)
+
+    @property
+    def valid_batches(self) -> int:
+        "Batches in a validation."
+        return n_batches(self.n_valid, self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        "Steps in the run."
+        return self.train_batches * self.epochs
+
+    def hypers(self, step: int) -> dict[str, float]:
+        "The hyperparameters of a step: a pure function of its number."
+        hypers = {"lr": SCHEDULES[self.schedule](step / self.steps, self.lr)}
+        return hypers | ({"momentum": self.momentum} if self.momentum else {})
+
+    def chunks(self, train: bool, epoch: int, pace: Pace) -> Iterator[Chunk]:
+        "All batches of a pass over the training or validation set, as chunks of the length that `pace` likes."
+        n = self.train_batches if train else self.valid_batches
+        first = 0
+        while first < n:
+            batches = range(first, min(n, first + pace.length))
+            step = epoch * self.train_batches + (first if train else self.train_batches)
+            hypers = tuple(self.hypers(step + i) if train else {} for i in range(len(batches)))
+            yield Chunk(train, epoch, first, step, hypers)
+            first = batches.stop
+
+
+class Pace:
+    """How many batches a chunk should have, learnt from how long they take.
+
+    Long enough (`seconds`) that the messages cost nothing, short enough that the bar moves and Ctrl-C is quick.
+    """
+
+    seconds = 0.3
+
+    def __init__(self) -> None:
+        self.length = 1
+
+    def learn(self, reports: Sequence[Report]) -> None:
+        "Take the time of a chunk; the length grows at most fourfold at once."
+        each = max(report.seconds["total"] for report in reports) / len(reports[0].chunk.hypers)
+        self.length = max(1, min(4 * self.length, round(self.seconds / max(each, 1e-6)), 1000))
+
+
+class Replicas(UserError):
+    "Ranks that should hold the same numbers do not."
+
+
+def fingerprint(gang: Gang, when: str) -> str:
+    "The checksum that all ranks agree on; raises Replicas, naming the ranks that differ from the majority."
+    prints = gang.call("fingerprint")
+    common = max(set(prints), key=prints.count)
+    if strays := [rank for rank, one in enumerate(prints) if one != common]:
+        raise Replicas(f"replicas differ {when}: ranks {strays} do not hold what the others hold ({common}): {prints}")
+    return common
+
+
+def one_pass(plan: Plan, gang: Gang, tracker: Tracker, train: bool, epoch: int, pace: Pace) -> Tally:
+    "Go through the training or validation set once; every sample must be counted once, or have been skipped."
+    tally = Tally()
+    for reports in gang.stream(plan.chunks(train, epoch, pace)):
+        tally.add(reports)
+        pace.learn(reports)
+        tracker.chunk(reports)
+        if train:
+            refuse_nan(reports)
+    wanted, seen = plan.n_train if train else plan.n_valid, tally.count + len(tally.bad_images)
+    if seen != wanted:
+        raise UserError(f"epoch {epoch} counted {seen} samples instead of {wanted}: this is a bug, please report it")
+    if not tally.count:
+        raise UserError(
+            f"no image of the {'training' if train else 'validation'} set could be read; see bad_images.csv"
+        )
+    return tally
+
+
+def refuse_nan(reports: Sequence[Report]) -> None:
+    "Stop a run whose loss is no longer a number: all later steps would be lost."
+    chunk = reports[0].chunk
+    for number, loss in enumerate(step_losses(reports)):
+        counted = sum(report.counts[number] for report in reports)
+        if counted and not math.isfinite(loss):
+            rate = chunk.hypers[number]["lr"]
+            raise UserError(
+                f"the loss became {loss} at step {chunk.step + number} (learning rate {rate:g}); "
+                "lower --lr, or let --lr auto find one"
+            )
+
+
+def train(plan: Plan, gang: Gang, tracker: Tracker) -> dict[str, Any]:
+    "Train and validate for all epochs; the last epoch's row."
+    tracker.start(plan.epochs * (plan.train_batches + plan.valid_batches))
+    row: dict[str, Any] = {}
+    train_pace, valid_pace = Pace(), Pace()
+    for epoch in range(plan.epochs):
+        learned = one_pass(plan, gang, tracker, True, epoch, train_pace)
+        fingerprint(gang, f"after epoch {epoch}")
+        measured = one_pass(plan, gang, tracker, False, epoch, valid_pace)
+        step = (epoch + 1) * plan.train_batches
+        row = tracker.epoch(epoch, step, plan.hypers(step - 1)["lr"], learned, measured)
+    return row

@@ -1,0 +1,53 @@
+"The learning-rate range test across the gang: global batches, one global loss, one stop decision, and no trace left."
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cluster.gang import Gang
+from cluster.worker import Chunk
+from learner.errors import UserError
+from learner.lr_range import RangeTest, suggest
+from orchestrator.driver import Plan, fingerprint
+from orchestrator.tally import step_losses
+
+CHUNK = 5  # steps between two looks at the loss
+
+
+def range_test(plan: Plan, gang: Gang) -> RangeTest:
+    """Raise the rate over the plan's global batches until the loss diverges.
+
+    Afterwards every rank is as it was before; UserError where a fingerprint says otherwise.
+    """
+    test, before = RangeTest(), fingerprint(gang, "before the LR finder")
+    gang.call("save")
+    for reports in gang.stream(_chunks(plan, test)):
+        for loss in step_losses(reports):
+            if not test.finished:
+                test.add(loss)
+    gang.call("restore")
+    after = fingerprint(gang, "after the LR finder")
+    if after != before:
+        raise UserError(f"the LR finder did not restore the workers: fingerprint {after}, before it {before}")
+    return test
+
+
+def _chunks(plan: Plan, test: RangeTest) -> Iterator[Chunk]:
+    "The test's steps, through as many epochs as it takes, until it has seen enough."
+    step = 0
+    while step < len(test.planned) and not test.finished:
+        epoch, first = divmod(step, plan.train_batches)
+        length = min(CHUNK, plan.train_batches - first, len(test.planned) - step)
+        momentum = {"momentum": plan.momentum} if plan.momentum else {}
+        yield Chunk(
+            True, epoch, first, step, tuple({"lr": lr, **momentum} for lr in test.planned[step : step + length])
+        )
+        step += length
+
+
+def suggestion(test: RangeTest) -> float:
+    "The rate to train at; UserError if the loss never fell."
+    found = suggest(test)
+    if found is None:
+        raise UserError("the LR finder saw no falling loss at any rate; choose one with --lr RATE")
+    return found

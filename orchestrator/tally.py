@@ -1,0 +1,63 @@
+"Tally: the reports of all ranks, merged into the numbers of an epoch."
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from cluster.worker import Report
+from learner.metrics import Sums, means, merge
+
+
+def step_losses(reports: Sequence[Report]) -> list[float]:
+    "The global batches' mean losses in a chunk, from all ranks' sums and counts; NaN for a batch without samples."
+    totals = zip(*(report.losses for report in reports))
+    counts = zip(*(report.counts for report in reports))
+    return [sum(total) / sum(n) if sum(n) else float("nan") for total, n in zip(totals, counts)]
+
+
+class Tally:
+    "What all ranks did in one pass over the training or validation set."
+
+    def __init__(self) -> None:
+        self.sums: Sums = {}
+        self.bad_images: list[tuple[str, str]] = []
+        self.samples: dict[int, int] = defaultdict(int)
+        self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.started = time.perf_counter()
+        self.elapsed = 0.0
+
+    def add(self, reports: Sequence[Report]) -> None:
+        "Take one chunk's reports, one of each rank."
+        merged = merge([report.sums for report in reports])
+        self.sums = merge([self.sums, merged]) if self.sums else merged
+        for report in reports:
+            self.bad_images += report.bad_images
+            self.samples[report.rank] += sum(report.counts)
+            for part, seconds in report.seconds.items():
+                self.seconds[report.rank][part] += seconds
+        self.elapsed = time.perf_counter() - self.started
+
+    @property
+    def count(self) -> int:
+        "Samples seen by all ranks."
+        return sum(self.samples.values())
+
+    def means(self) -> dict[str, float]:
+        "Loss and metrics per sample."
+        return means(self.sums)
+
+    def images_per_second(self) -> float:
+        "Of all ranks, by the driver's clock."
+        return self.count / self.elapsed if self.elapsed else 0.0
+
+    def worker_speed(self) -> dict[int, float]:
+        "Images per second of each rank while it did not wait for others."
+        busy = {rank: spent["total"] - spent["communication"] for rank, spent in self.seconds.items()}
+        return {rank: self.samples[rank] / seconds if seconds > 0 else 0.0 for rank, seconds in busy.items()}
+
+    def waiting(self, part: str) -> float:
+        "The fraction of the workers' time that went into waiting for `part`: data or communication."
+        total = sum(spent["total"] for spent in self.seconds.values())
+        return sum(spent[part] for spent in self.seconds.values()) / total if total else 0.0

@@ -1,0 +1,104 @@
+"Tracker: what people see of a run: TensorBoard (sole importer), history.csv, the table and the bar."
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from cluster.worker import Report
+from learner.metrics import accuracy
+from orchestrator.run_folder import RunFolder
+from orchestrator.tally import Tally, step_losses
+from orchestrator.terminal import Terminal
+
+METRIC = accuracy.__name__
+COLUMNS = ("epoch", "train_loss", "valid_loss", METRIC, "images/s", "time")
+
+
+class Tracker:
+    "Takes the ranks' reports as they come; writes steps as they are done and a row for each epoch."
+
+    def __init__(self, folder: RunFolder, terminal: Terminal) -> None:
+        self.folder, self.terminal = folder, terminal
+        self.board = SummaryWriter(str(folder.path / "tensorboard"))
+        self.bad_images: dict[str, str] = {}
+        self.batches = 0
+
+    def start(self, total_batches: int) -> None:
+        "Begin the table, and a bar of all training and validation batches."
+        self.terminal.row(COLUMNS)
+        self.terminal.open_bar(total_batches)
+
+    def chunk(self, reports: Sequence[Report]) -> None:
+        "Note one chunk of all ranks: per step its loss and hyperparameters, and the images that were left out."
+        chunk = reports[0].chunk
+        if chunk.train:
+            for number, (loss, hypers) in enumerate(zip(step_losses(reports), chunk.hypers)):
+                self._scalars(chunk.step + number, {"train/loss": loss, **{f"train/{k}": v for k, v in hypers.items()}})
+        self.batches += len(chunk.hypers)
+        self.terminal.advance(self.batches)
+        self._note_bad([bad for report in reports for bad in report.bad_images])
+
+    def _note_bad(self, bad: list[tuple[str, str]]) -> None:
+        new = {file: reason for file, reason in bad if file not in self.bad_images}
+        for file, reason in new.items():
+            self.terminal.write(f"skipped {file}: {reason}")
+        if new:
+            self.bad_images |= new
+            self.folder.add_bad_images(sorted(self.bad_images.items()))
+
+    def epoch(self, epoch: int, step: int, lr: float, train: Tally, valid: Tally) -> dict[str, Any]:
+        "Write the epoch's row everywhere, and return it."
+        learned, measured = train.means(), valid.means()
+        row = {
+            "epoch": epoch,
+            "train_loss": learned["loss"],
+            "valid_loss": measured["loss"],
+            METRIC: measured[METRIC],
+            "lr": lr,
+            "images_per_second": train.images_per_second(),
+            "seconds": train.elapsed + valid.elapsed,
+        }
+        self.folder.add_history(row)
+        scalars = {f"epoch/{key}": row[key] for key in ("train_loss", "valid_loss", METRIC)}
+        scalars[f"epoch/train_{METRIC}"] = learned[METRIC]
+        self._scalars(epoch, scalars)
+        self._scalars(step, speed(train))
+        minutes, seconds = divmod(round(row["seconds"]), 60)
+        losses = (f"{row[key]:.6f}" for key in ("train_loss", "valid_loss", METRIC))
+        self.terminal.row([f"{epoch}", *losses, f"{row['images_per_second']:.0f}", f"{minutes:02d}:{seconds:02d}"])
+        self.board.flush()
+        return row
+
+    def _scalars(self, step: int, values: dict[str, float]) -> None:
+        for tag, value in values.items():
+            self.board.add_scalar(tag, value, step)
+
+    def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
+        "Put a picture into TensorBoard."
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        self.board.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+        self.board.flush()
+
+    def text(self, tag: str, text: str) -> None:
+        "Put Markdown into TensorBoard."
+        self.board.add_text(tag, text)
+
+    def close(self) -> None:
+        "Wipe the bar, and write out what is buffered."
+        self.terminal.clear()
+        self.board.close()
+
+
+def speed(tally: Tally) -> dict[str, float]:
+    "The scalars about speed: images/s in all and of each rank, and the fractions of time spent waiting."
+    scalars = {f"speed/images_per_second_rank_{rank}": each for rank, each in tally.worker_speed().items()}
+    scalars["speed/images_per_second"] = tally.images_per_second()
+    return scalars | {f"speed/waiting_for_{part}": tally.waiting(part) for part in ("data", "communication")}
