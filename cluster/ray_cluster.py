@@ -50,7 +50,7 @@ class OwnCluster:
                 log_to_driver=False,
                 logging_level="ERROR",
                 object_store_memory=256 * 2**20,
-                _temp_dir=self.folder,
+                _temp_dir=f"{self.folder}/ray",  # Ray opens its folder to all users; the one around it stays ours
             )
         except BaseException:
             self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -46,7 +47,7 @@ class WorkerProcess:
 
         return socket.gethostname(), os.getpid(), ray.util.get_node_ip_address()
 
-    def start(self, seat: Seat, job: Job, meeting: Meeting, backend: str, log_folder: str) -> Failure | None:
+    def start(self, seat: Seat, job: Job, meeting: Meeting, workers: Workers, log_folder: str) -> Failure | None:
         "Take the seat: log file, environment as torchrun sets it, threads, process group, Worker."
         self.rank = seat.rank
         try:
@@ -55,10 +56,11 @@ class WorkerProcess:
             redirect_output(seat.log_file(Path(log_folder)))
             os.environ |= {**seat.environment(), "MASTER_ADDR": meeting.host, "MASTER_PORT": f"{meeting.port}"}
             torch.set_num_threads(seat.threads)
-            device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-            if device.type == "cuda":
+            device = torch.device("cpu")
+            if workers.gpus_each:  # Ray shows each worker its own GPU alone
+                device = torch.device("cuda", 0)
                 torch.cuda.set_device(device)
-            comm = Group(seat.rank, seat.world_size, meeting, backend)
+            comm = Group(seat.rank, seat.world_size, meeting, workers.backend)
             self.worker = Worker(job, comm, device, seat.threads)
             print(f"{seat} on {device}", flush=True)
             return None
@@ -93,21 +95,22 @@ class RayGang:
 
     def __init__(self, job: Job, workers: Workers, log_folder: Path) -> None:
         self.all_actors: list[Any] = []
-        self.backend, self.log_folder, self.generation = workers.backend, os.path.abspath(log_folder), 0
+        self.workers, self.log_folder, self.generation = workers, os.path.abspath(log_folder), 0
         self.places: list[tuple[str, int, str]] = []
-        gpus = round(workers.count * workers.gpus_each)
+        gpus = math.ceil(workers.count * workers.gpus_each)
         self.cluster = JoinedCluster(workers.address) if workers.address else OwnCluster(workers.count, gpus)
         self.ray = self.cluster.ray
         try:
             self.store = Store(self.cluster.host)
-            self._place(workers)
+            self._place()
             self.start(job, workers.count)
         except BaseException:
             self.close()
             raise
 
-    def _place(self, workers: Workers) -> None:
+    def _place(self) -> None:
         "One actor a bundle of a placement group, so that all start or none; ordered by node."
+        workers = self.workers
         bundle = {"CPU": 1.0} | ({"GPU": workers.gpus_each} if workers.gpus_each else {})
         require(self.ray, {name: amount * workers.count for name, amount in bundle.items()}, workers.address)
         group = self.ray.util.placement_group([bundle] * workers.count, strategy="PACK")
@@ -140,7 +143,7 @@ class RayGang:
         for rank, actor in enumerate(self.actors):
             local_rank = nodes[:rank].count(nodes[rank])
             seat = Seat(rank, world_size, local_rank, nodes.count(nodes[rank]))
-            refs.append(actor.start.remote(seat, shared, meeting, self.backend, self.log_folder))
+            refs.append(actor.start.remote(seat, shared, meeting, self.workers, self.log_folder))
         self._gather(refs)
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:

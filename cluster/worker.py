@@ -128,7 +128,7 @@ class Worker:
         callbacks = [SetupLearner(device, job.normalize, augment), self.results]
         self.learner = RankLearner(model, None, cbs=callbacks)
         self.reducer = GradientSum(model.parameters(), comm)
-        self.learner.opt = SGD(model.parameters(), 0.0, job.momentum, job.weight_decay, self.reducer)
+        self.learner.opt = SGD(model.parameters(), 0.0, job.momentum, job.weight_decay, reduce=self.reducer)
         self.learner("before_fit")
         self._stream: Iterator[tuple[Readable, range]] = iter(())
         self._next: tuple[bool, int, int] | None = None

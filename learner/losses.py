@@ -12,14 +12,22 @@ def logsumexp(x: Tensor, dim: int = -1) -> Tensor:
     The largest value is taken out of the exponential, so that nothing overflows; a largest value that is infinite is
     left in, because inf - inf would be NaN.
     """
-    largest = x.detach().amax(dim, keepdim=True)
-    largest = torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
+    largest = _largest(x, dim)
     return (x - largest).exp().sum(dim).log() + largest.squeeze(dim)
 
 
+def _largest(x: Tensor, dim: int) -> Tensor:
+    largest = x.detach().amax(dim, keepdim=True)
+    return torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
+
+
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
-    "Logarithm of the softmax along `dim`; same shape as `x` (float)."
-    return x - logsumexp(x, dim).unsqueeze(dim)
+    """Logarithm of the softmax along `dim`; same shape as `x` (float).
+
+    The largest value is taken out first: subtracted from the large `x`, a small logarithm would be rounded away.
+    """
+    shifted = x - _largest(x, dim)
+    return shifted - logsumexp(shifted, dim).unsqueeze(dim)
 
 
 def nll(log_probs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -31,9 +39,57 @@ def nll(log_probs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     return reduce(losses, reduction)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    "Cross entropy of `logits` (n, classes) float against class numbers `targets` (n,) int64; `reduction` as in nll."
-    return nll(log_softmax(logits), targets, reduction)
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy of `logits` (n, classes) float with class numbers (n,) int64 or probabilities (n, classes) float.
+
+    `label_smoothing` e moves e of each target to all classes evenly (Szegedy et al., https://arxiv.org/abs/1512.00567);
+    `weight` (classes,) counts each class's samples as that many, in the mean too. Otherwise `reduction` is as in nll.
+    """
+    if targets.is_floating_point():
+        return reduce(_soft_losses(logits, targets, label_smoothing, weight), reduction)
+    if not label_smoothing and weight is None:
+        return nll(log_softmax(logits), targets, reduction)
+    one_hot = torch.zeros_like(logits).scatter_(1, targets.unsqueeze(1), 1.0)
+    losses = _soft_losses(logits, one_hot, label_smoothing, weight)
+    if weight is not None and reduction == "mean":
+        return losses.sum() / weight[targets].sum()
+    return reduce(losses, reduction)
+
+
+def _soft_losses(logits: Tensor, targets: Tensor, smoothing: float, weight: Tensor | None) -> Tensor:
+    log_probs = log_softmax(logits)
+    smoothed = targets * (1 - smoothing) + smoothing / logits.shape[1]
+    # where a target is 0 its class says nothing, although its log probability may be -inf
+    terms = torch.where(smoothed == 0, torch.zeros_like(log_probs), smoothed * log_probs)
+    return -(terms if weight is None else terms * weight).sum(1)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    "Cross entropy of sigmoid(`logits`) against `targets` in [0, 1], same shape, float; stable for any logit."
+    losses = logits.clamp(min=0) - logits * targets + (-logits.abs()).exp().log1p()
+    return reduce(losses, reduction)
+
+
+def digit_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    "The digit chapter's own loss: how far sigmoid(`logits`) is from the right end, for `targets` 0 or 1, same shape."
+    probs = logits.sigmoid()
+    return reduce(torch.where(targets == 1, 1 - probs, probs), reduction)
+
+
+def mse(preds: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    "Squared differences; same shape, float."
+    return reduce((preds - targets).square(), reduction)
+
+
+def l1(preds: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    "Absolute differences; same shape, float."
+    return reduce((preds - targets).abs(), reduction)
 
 
 def reduce(losses: Tensor, reduction: str) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 
 from learner.errors import UserError
@@ -14,6 +15,40 @@ Sums = dict[str, tuple[float, float]]
 def accuracy(preds: Tensor, targets: Tensor) -> Tensor:
     "How many of `targets` (n,) int64 have the largest of `preds` (n, classes): a sum, to be divided by a count later."
     return (preds.argmax(1) == targets).sum()
+
+
+def error_rate(preds: Tensor, targets: Tensor) -> Tensor:
+    "How many of `targets` have not the largest of `preds`: a sum."
+    return (preds.argmax(1) != targets).sum()
+
+
+def top_k(k: int) -> Callable[[Tensor, Tensor], Tensor]:
+    "A metric: how many of `targets` are among the `k` largest of `preds` (all classes where there are fewer)."
+
+    def metric(preds: Tensor, targets: Tensor) -> Tensor:
+        best = preds.topk(min(k, preds.shape[1]), dim=1).indices
+        return (best == targets.unsqueeze(1)).any(1).sum()
+
+    metric.__name__ = f"top_{k}_accuracy"
+    return metric
+
+
+def confusion(preds: Tensor, targets: Tensor) -> Tensor:
+    "How often each class (row) was taken for each (column): int64 (classes, classes); those of batches add up."
+    n = preds.shape[1]
+    return torch.bincount(targets * n + preds.argmax(1), minlength=n * n).view(n, n)
+
+
+def per_class(confused: Tensor) -> dict[str, Tensor]:
+    """Precision, recall, F1 (float64) and support (int64) of each class, (classes,), from a confusion matrix.
+
+    A class that was never predicted has precision 0; one that never occurs has recall 0.
+    """
+    right, predicted, support = confused.diagonal().double(), confused.sum(0), confused.sum(1)
+    precision = right / predicted.clamp(min=1)
+    recall = right / support.clamp(min=1)
+    f1 = 2 * right / (predicted + support).clamp(min=1)
+    return {"precision": precision, "recall": recall, "f1": f1, "support": support}
 
 
 def merge(parts: Iterable[Sums]) -> Sums:

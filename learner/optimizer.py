@@ -1,0 +1,148 @@
+"The optimizer: a step runs small stats, then small steppers, over all parameters (see steppers.py)."
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.errors import UserError
+from learner.module import Parameter
+from learner.steppers import State
+
+Part = Callable[..., Tensor | None]
+Reduce = Callable[[list[Parameter]], None] | None
+Groups = Iterable[Parameter] | Iterable[Sequence[Parameter]] | Iterable[dict[str, Any]]
+Rate = float | slice | Sequence[float]
+
+
+def hyperparameters(parts: Iterable[Part]) -> dict[str, Any]:
+    "The hyperparameters that the signatures of `parts` declare, with their defaults (`inspect.Parameter.empty`: none)."
+    declared = (inspect.signature(part).parameters.values() for part in parts)
+    return {arg.name: arg.default for args in declared for arg in args if arg.kind is arg.KEYWORD_ONLY}
+
+
+def spread(value: Rate, n: int) -> list[Any]:
+    """A hyperparameter's values for `n` groups, from the first layers to the last, as fastai reads it.
+
+    A number is everyone's; slice(low, high) rises geometrically; slice(high) is high for the last group and a tenth
+    of it for the others; a list has one for each.
+    """
+    if isinstance(value, slice):
+        low, high = value.start, value.stop
+        if low is None:
+            return [high / 10] * (n - 1) + [high]
+        return [low * (high / low) ** (i / (n - 1)) for i in range(n)] if n > 1 else [high]
+    if isinstance(value, Sequence):
+        if len(value) != n:
+            raise UserError(f"{len(value)} values {list(value)} were given for {n} parameter groups")
+        return list(value)
+    return [value] * n
+
+
+class Optimizer:
+    """Run `stats`, then `steppers`, over every parameter at each `step()`.
+
+    `params` is a list of Parameters, or of groups: lists of Parameters, or as in torch dictionaries that have such a
+    list as `params` and hyperparameters of their own. A hyperparameter is set for all groups, or spread over them (see
+    `spread`), by keyword, by `set` or as an attribute: `opt.lr = slice(1e-6, 1e-4)`; read as an attribute it is the
+    last group's. `reduce(parameters)` is called first in each step: where gradients come from several devices, it is
+    what turns them into the global batch's. Raises UserError for a hyperparameter that no part declares, for one
+    without a value, and for a parameter that is in two groups.
+    """
+
+    def __init__(
+        self, params: Groups, steppers: Sequence[Part], stats: Sequence[Part] = (), reduce: Reduce = None, **hypers: Any
+    ) -> None:
+        entries: list[Any] = list(params)
+        given = entries if entries and not isinstance(entries[0], Tensor) else [entries]
+        parts = [(part, tuple(hyperparameters([part]))) for part in (*stats, *steppers)]
+        defaults = hyperparameters([*stats, *steppers])
+        groups = []
+        for number, group in enumerate(given):
+            own = dict(group) if isinstance(group, dict) else {"params": group}
+            members = list(own.pop("params"))
+            shared = {name: spread(value, len(given))[number] for name, value in hypers.items()}
+            groups.append((members, _checked({**shared, **own}, defaults)))
+        vars(self).update(groups=groups, parts=parts, reduce=reduce, state={})
+        if len(set(self.params)) < len(self.params):
+            raise UserError("a parameter is in two groups, or twice in one: it would be updated twice a step")
+
+    @property
+    def params(self) -> list[Parameter]:
+        "The parameters of all groups."
+        return [p for group, _ in self.groups for p in group]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        "Reduce the gradients, then update every parameter that has one."
+        if self.reduce is not None:
+            self.reduce(self.params)
+        for group, hypers in self.groups:
+            for p in group:
+                if p.grad is not None and p.requires_grad:
+                    self._update(p, hypers)
+
+    def _update(self, p: Parameter, hypers: dict[str, float]) -> None:
+        grad, state = p.grad, self.state.setdefault(p, {})
+        for part, names in self.parts:
+            changed = part(p, grad, state, **{name: hypers[name] for name in names})
+            grad = grad if changed is None else changed
+
+    def zero_grad(self) -> None:
+        "Set the gradients to zero in place: they may be views of a shared buffer."
+        for p in self.params:
+            if p.grad is not None:
+                p.grad.zero_()
+
+    def set(self, **hypers: Any) -> None:
+        "Set hyperparameters, the same for all groups or spread over them; UserError for an unknown one."
+        for number, (_, own) in enumerate(self.groups):
+            values = {name: spread(value, len(self.groups))[number] for name, value in hypers.items()}
+            own.update(_checked({**own, **values}, own))
+
+    def __getattr__(self, name: str) -> Any:
+        groups = vars(self).get("groups", [])
+        if groups and name in groups[-1][1]:
+            return groups[-1][1][name]
+        raise AttributeError(f"{type(self).__name__} has no attribute or hyperparameter {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            vars(self)[name] = value
+        else:
+            self.set(**{name: value})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        "The stats' tensors as `number of the parameter.name`: live memory, so clone what must not change."
+        return {f"{n}.{key}": t for n, p in enumerate(self.params) for key, t in self.state.get(p, {}).items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        "Replace the stats' tensors by copies of `state`'s; UserError, and no change, where a shape does not fit."
+        loaded: dict[Parameter, State] = {}
+        params = self.params
+        for name, tensor in state.items():
+            number, _, key = name.partition(".")
+            p = params[int(number)] if number.isdigit() and int(number) < len(params) else None
+            if p is None or tensor.shape not in (p.shape, ()):
+                raise UserError(f"optimizer state {name!r} of shape {tuple(tensor.shape)} fits no parameter")
+            device = p.device if tensor.shape == p.shape else "cpu"
+            loaded.setdefault(p, {})[key] = tensor.to(device, copy=True)
+        self.state = loaded
+
+
+def _checked(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    unknown = [name for name in given if name not in defaults]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], defaults, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"hyperparameter {unknown[0]!r} is unknown{hint}; this optimizer has {', '.join(defaults)}")
+    values = {**defaults, **given}
+    if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
+        raise UserError(f"hyperparameter {missing[0]!r} needs a value")
+    return values
