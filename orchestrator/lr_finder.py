@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from cluster.gang import Gang
 from cluster.worker import Chunk
 from learner.errors import UserError
-from learner.lr_range import RangeTest, suggest
+from learner.lr_range import RangeTest, minimum
 from orchestrator.driver import Plan, fingerprint
 from orchestrator.tally import step_losses
 
@@ -47,7 +47,7 @@ def _chunks(plan: Plan, test: RangeTest) -> Iterator[Chunk]:
 
 def suggestion(test: RangeTest) -> float:
     "The rate to train at; UserError if the loss never fell."
-    found = suggest(test)
+    found = minimum(test.lrs, test.smoothed)
     if found is None:
         raise UserError("the LR finder saw no falling loss at any rate; choose one with --lr RATE")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from learner.learner import Callback, CancelFitException
-from learner.lr_range import RangeTest, suggest
+from learner.lr_range import RangeTest, minimum
 
 
 class LRFinder(Callback):
@@ -38,9 +38,12 @@ class LRFinder(Callback):
                 raise CancelFitException
 
     def cleanup_fit(self) -> None:
-        "Put the model back, and suggest."
-        self.model.load_state_dict(self.saved)
+        "Put the model back, and suggest; nothing if the fit ended before this callback's `before_fit`."
+        saved = vars(self).pop("saved", None)
+        if saved is None:
+            return
+        self.model.load_state_dict(saved)
         for p in self.model.parameters():
             p.grad = None
         self.lrs, self.losses = self.test.lrs, self.test.losses
-        self.suggestion = suggest(self.test)
+        self.suggestion = minimum(self.lrs, self.test.smoothed)
