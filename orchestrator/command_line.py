@@ -20,6 +20,7 @@ examples:
   python -m orchestrator.launch --local --data DIR            one process, no Ray: the debugger works
   python -m orchestrator.launch --gpus 16 --address HOST:PORT join an existing Ray cluster
   python -m orchestrator.launch --lr auto --epochs 8          find the rate first, across all workers
+  python -m orchestrator.find_lr --cpus 2 --data shapes       only find it: the curve, and four suggestions
   tensorboard --logdir runs                                   look at all runs
 """
 
@@ -32,12 +33,12 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def parse(argv: Sequence[str]) -> Config:
+def parse(argv: Sequence[str], command: str = "launch") -> Config:
     """The Config of a command line; flags win over the file that `--config` names.
 
     Raises UsageError for what can't be read; exits by itself for --help.
     """
-    parser = build_parser()
+    parser = build_parser(command)
     given, unknown = parser.parse_known_args([_dashed(arg) for arg in argv])
     if unknown:
         raise UsageError(_unknown(unknown[0], [flag(name) for name in _fields()] + ["--config", "--help"]))
@@ -46,10 +47,10 @@ def parse(argv: Sequence[str]) -> Config:
     return Config(**{**(read_file(file) if file else {}), **values})
 
 
-def build_parser() -> Parser:
+def build_parser(command: str) -> Parser:
     "A parser with a flag for each field of Config; a flag that is not given leaves no trace."
     parser = Parser(
-        prog="python -m orchestrator.launch",
+        prog=f"python -m orchestrator.{command}",
         description="Train an image classifier on GPUs or CPUs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

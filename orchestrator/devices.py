@@ -45,7 +45,13 @@ def choose(config: Config, visible: int) -> Devices:
         hint = ", or share what there is with --backend gloo" if visible else ""
         raise UsageError(f"--gpus {config.gpus}: {visible} GPUs are visible; train on CPUs with --cpus {count}{hint}")
     _check_local(config, count)
-    return Devices(count, min(1.0, visible / count), config.backend or "nccl", ids, count == 1)
+    return Devices(count, share(count, visible), config.backend or "nccl", ids, count == 1)
+
+
+def share(workers: int, gpus: int) -> float:
+    "How much of a GPU each worker gets where some must share: all the same, rounded down as far as Ray counts."
+    on_one = -(-workers // gpus)
+    return 10_000 // on_one / 10_000
 
 
 def _cpu_workers(config: Config, count: int) -> Devices:

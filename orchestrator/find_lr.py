@@ -1,0 +1,40 @@
+"python -m orchestrator.find_lr: the learning-rate range test alone, with its curve as PNG, CSV and in TensorBoard."
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+
+from orchestrator.command import command
+from orchestrator.config import Config
+
+
+def run(config: Config) -> dict[str, float | None]:
+    "Test rates on the data, model and workers of `config`; what each rule suggests."
+    from learner.lr_range import suggest
+    from orchestrator.figures import lr_curve
+    from orchestrator.lr_finder import range_test, suggestion
+    from orchestrator.session import open_session
+
+    with open_session(config) as session:
+        test = range_test(session.plan, session.gang)
+        best, found = suggestion(test), suggest(test)
+        session.show_range_test(test, best)
+        folder = session.folder.path
+    lr_curve(test.lrs, test.losses, test.smoothed, best).savefig(folder / "lr_finder.png", dpi=120)
+    with open(folder / "lr_finder.csv", "w") as file:
+        csv.writer(file).writerows([("lr", "loss", "smoothed"), *zip(test.lrs, test.losses, test.smoothed)])
+    for name, rate in found.items():
+        print(f"{name:<10} {'none' if rate is None else f'{rate:.3g}'}")
+    print(f"\nthe curve: {folder / 'lr_finder.png'} and lr_finder.csv beside it; train with --lr {best:.3g}")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    "Run the command line."
+    return command("find_lr", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

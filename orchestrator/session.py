@@ -1,0 +1,86 @@
+"A session: all that a command needs to work with a gang, from the data to the workers, and its orderly end."
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.gang import Gang
+from cluster.worker import Job
+from learner.data.files import Split, open_split
+from learner.data.sources import resolve
+from learner.lr_range import RangeTest
+from learner.models import check_name
+from orchestrator.build import check_batch_size, make_gang, make_job, make_plan, visible_devices
+from orchestrator.config import Config
+from orchestrator.driver import Plan
+from orchestrator.figures import image_grid, lr_curve
+from orchestrator.run_folder import RunFolder
+from orchestrator.summary import default_name, report_configuration
+from orchestrator.terminal import Terminal, download_bar
+from orchestrator.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Session:
+    "The parts of a run, while its workers live."
+
+    config: Config
+    split: Split
+    job: Job
+    plan: Plan
+    folder: RunFolder
+    tracker: Tracker
+    gang: Gang
+
+    def show_samples(self, n: int = 32) -> None:
+        "Put training images into TensorBoard as the model sees them."
+        images, targets = self.gang.call_first("samples", n)
+        if len(images):
+            titles = [self.split.vocab.classes[target] for target in targets]
+            self.tracker.figure("train/samples", image_grid(images, titles))
+
+    def show_range_test(self, test: RangeTest, suggestion: float) -> None:
+        "Put the LR finder's curve into TensorBoard."
+        self.tracker.figure("lr_finder", lr_curve(test.lrs, test.losses, test.smoothed, suggestion))
+
+    def save_model(self) -> None:
+        "Write the model and what prediction needs to know of it."
+        about = {
+            "arch": self.job.arch,
+            "classes": self.split.vocab.classes,
+            "channels": 3,
+            "size": self.job.size,
+            "presize": self.job.presize,
+            "normalize": self.job.normalize.as_json(),
+        }
+        self.folder.write_model(self.gang.call_first("state"), about)
+
+
+@contextmanager
+def open_session(config: Config) -> Iterator[Session]:
+    """Refuse what can't be, then find the data, make the run directory and start the workers.
+
+    Raises UsageError before anything is written or started, UserError where something fails later; on leaving, the
+    workers are stopped and what was recorded is on disk.
+    """
+    check_name(config.arch)
+    devices = visible_devices(config)
+    check_batch_size(config, devices)
+    root = resolve(config.data, Path(config.data_dir).expanduser(), download_bar())
+    split = open_split(root, config.seed)
+    job, plan = make_job(config, split), make_plan(config, split)
+    folder = RunFolder(config.runs, config.name or default_name(config))
+    report_configuration(config, devices, split, plan, folder)
+    tracker = Tracker(folder, Terminal())
+    try:
+        print(f"starting {devices} ...\n", flush=True)
+        gang = make_gang(job, devices, config, folder)
+        try:
+            yield Session(config, split, job, plan, folder, tracker, gang)
+        finally:
+            gang.close()
+    finally:
+        tracker.close()
