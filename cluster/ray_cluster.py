@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
+import socket
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -30,10 +35,22 @@ def import_ray(loopback: bool) -> ModuleType:
     return ray
 
 
+@contextmanager
+def keep_sigterm() -> Iterator[None]:
+    "Put back the caller's way to end, which Ray replaces by one that prints a stack and skips our clean-up."
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere neither Ray nor we may set it
+            signal.signal(signal.SIGTERM, handler)
+
+
 class OwnCluster:
     "A Ray cluster for this run alone, gone with it: loopback, token authentication, no dashboard."
 
     host = "127.0.0.1"
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, cpus: int, gpus: int) -> None:
         remove_stale_folders()
@@ -42,16 +59,17 @@ class OwnCluster:
         self.ray = import_ray(loopback=True)
         self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
         try:
-            self.ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=256 * 2**20,
-                _temp_dir=f"{self.folder}/ray",  # Ray opens its folder to all users; the one around it stays ours
-            )
+            with keep_sigterm():
+                self.ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=256 * 2**20,
+                    _temp_dir=f"{self.folder}/ray",  # Ray opens its folder to all users; the one around it stays ours
+                )
         except BaseException:
             self.close()
             raise
@@ -66,18 +84,21 @@ class JoinedCluster:
     "A Ray cluster that others run, at HOST:PORT."
 
     def __init__(self, address: str) -> None:
-        self.warning = ""
+        refuse_silence(address)
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # tries to join; Ray's 20 take half a minute
+        self.warnings: list[str] = []
         if os.environ.get("RAY_AUTH_MODE") is None:
             if has_token():
                 os.environ["RAY_AUTH_MODE"] = "token"
             else:
-                self.warning = (
+                self.warnings.append(
                     f"no Ray token was found ({', '.join(TOKEN_SOURCES)} or ~/.ray/auth_token): joining {address} "
                     "without authentication; whoever reaches that port can run code on all its machines"
                 )
         self.ray = import_ray(loopback=address.startswith(("127.", "localhost")))
         try:
-            self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            with keep_sigterm():
+                self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
@@ -89,6 +110,18 @@ class JoinedCluster:
     def close(self) -> None:
         "Leave the cluster, which goes on."
         self.ray.shutdown()
+
+
+def refuse_silence(address: str) -> None:
+    "Raise UserError if nothing listens at HOST:PORT, where Ray would try to connect for ever."
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"no Ray cluster could be joined at {address}: {reason}; is it up (ray start --head --port=N)?"
+        ) from error
 
 
 def has_token() -> bool:

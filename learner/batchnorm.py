@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from learner.module import Buffer, Module, Parameter
 
@@ -31,8 +32,9 @@ class BatchNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         "Same shape and dtype as `x`."
-        if self.training and self.sum_ is not None:
-            return self._normalise_shared(x, self.sum_)
+        lone = x.numel() == x.shape[1]  # F.batch_norm refuses one value per channel, which several devices may share
+        if self.training and (self.sum_ is not None or lone):
+            return self._normalise_shared(x, self.sum_ or _nobody_else)
         statistics = self.running_mean, self.running_var
         return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
 
@@ -43,6 +45,10 @@ class BatchNorm(Module):
             unbiased = var * (count / (count - 1).clamp(min=1))
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         return _Normalise.apply(x, self.weight, self.bias, mean, var, count, self.eps, sum_)
+
+
+def _nobody_else(total: Tensor) -> None:
+    "The sum over one device alone."
 
 
 def _channel_sum(x: Tensor) -> Tensor:
@@ -83,6 +89,7 @@ class _Normalise(torch.autograd.Function):
         return F.batch_norm(x, mean.to(weight.dtype), var.to(weight.dtype), weight, bias, False, 0.0, eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight, mean, var, count = ctx.saved_tensors
         scale = (var + ctx.eps).rsqrt()

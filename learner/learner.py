@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,14 @@ class CancelFitException(Exception):
 
 CANCELS = {"batch": CancelBatchException, "epoch": CancelEpochException, "fit": CancelFitException}
 EVENTS = [f"{when}_{what}" for what in CANCELS for when in ("before", "after", "cleanup")]
-EVENTS += ["after_predict", "after_loss", "after_backward", "after_step"]
+EVENTS += ["after_opt", "after_predict", "after_loss", "after_backward", "after_step"]
 
 
 class Callback:
     """Reacts to the events in `EVENTS` by methods of their names; lower `order` goes first.
 
-    `before_x` comes before x, `after_x` if x was completed, `cleanup_x` in any case. The learner's attributes are read
+    `before_x` comes before x, `after_x` if x was completed, `cleanup_x` in any case; `after_opt` when the fit's
+    optimizer has been made. The learner's attributes are read
     as the callback's own (`self.model`) and set through `self.learner`.
     """
 
@@ -44,6 +45,13 @@ class Callback:
         prefixes = ("before_", "after_", "cleanup_")
         if strays := [name for name in vars(cls) if name.startswith(prefixes) and name not in EVENTS]:
             raise TypeError(f"{cls.__name__} defines {strays}, which no event calls; events are {EVENTS}")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        "The tensors that this callback changes as training goes on; most have none."
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        "Take over what `state_dict` gave."
 
     def __getattr__(self, name: str) -> Any:
         if name == "learner" or name in EVENTS:
@@ -76,6 +84,8 @@ class Learner:
         self.model, self.dls, self.loss_func, self.lr, self.opt_func = model, dls, loss_func, lr, opt_func
         self.epoch = self.num = self.global_step = self.n_epochs = 0
         self.rows: Tensor | None = None  # where the batch's samples stand in a larger batch that it is a part of
+        self.loss_scale = 1.0
+        self.last_part = True  # False: keep the gradients, a later batch takes the step for this one too
         self.dl: Iterable[tuple[Tensor, Tensor]] = ()
         self.cbs: list[Callback] = []
         for cb in cbs:
@@ -110,6 +120,7 @@ class Learner:
 
     def _all_epochs(self) -> None:
         self.opt = self.opt_func(self.model.parameters(), self.lr)
+        self("after_opt")
         for self.epoch in range(self.n_epochs):
             self.one_epoch(True)
             if self.dls.valid is not None:
@@ -138,9 +149,10 @@ class Learner:
         if self.model.training:
             self.backward()
             self("after_backward")
-            self.step()
-            self("after_step")
-            self.zero_grad()
+            if self.last_part:
+                self.step()
+                self("after_step")
+                self.zero_grad()
 
     def predict(self) -> None:
         "Inputs to `preds`."
@@ -155,8 +167,8 @@ class Learner:
         return self.loss.detach() * len(self.batch[1])
 
     def backward(self) -> None:
-        "`loss` to gradients."
-        self.loss.backward()
+        "`loss` to gradients, both times `loss_scale` (1 but for fp16)."
+        (self.loss if self.loss_scale == 1 else self.loss * self.loss_scale).backward()
 
     def step(self) -> None:
         "Gradients to new parameters."

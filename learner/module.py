@@ -80,13 +80,13 @@ class Module:
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._tensors.pop(name, None)
-        self._children.pop(name, None)
-        if isinstance(value, Parameter | Buffer):
-            self._tensors[name] = value
-        elif isinstance(value, Module):
-            self._children[name] = value
         super().__setattr__(name, value)
+        registries: list[tuple[dict, Any]] = [(self._tensors, Parameter | Buffer), (self._children, Module)]
+        for registry, kind in registries:
+            if isinstance(value, kind):
+                registry[name] = value  # in the place of the one before: Sequential runs in this order
+            else:
+                registry.pop(name, None)
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -169,6 +169,12 @@ class Module:
     def eval(self) -> Self:
         "Set `training` to False and return the module."
         return self.train(False)
+
+    def requires_grad_(self, mode: bool = True) -> Self:
+        "Make all parameters of the tree trainable, or freeze them, and return the module."
+        for parameter in self.parameters():
+            parameter.requires_grad_(mode)
+        return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         "Move the tree's tensors in place to a device, and the floating-point ones to a dtype; optimizers still fit."

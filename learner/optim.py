@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from learner.errors import UsageError
+from learner.module import Parameter
 from learner.optimizer import Groups, Optimizer, Part, Rate, Reduce, hyperparameters
 from learner.steppers import (
     adam_grad,
@@ -83,3 +88,36 @@ def _adaptive(
 ) -> Optimizer:
     hypers = dict(zip(("momentum", "sqr_momentum", "eps", "weight_decay"), (*betas, *more), strict=True))
     return Optimizer(params, steppers, stats, reduce, lr=lr, **hypers)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": SGD,
+    "nesterov": partial(SGD, nesterov=True),
+    "rmsprop": RMSProp,
+    "adam": Adam,
+    "adamw": AdamW,
+    "lamb": LAMB,
+}
+
+
+def make_optimizer(
+    name: str, params: Sequence[Parameter], momentum: float | None, weight_decay: float | None, reduce: Reduce
+) -> Optimizer:
+    """The optimizer of that name at rate 0, for a schedule to set.
+
+    `momentum` is beta1 where moments are two; None leaves it, or the weight decay, at the optimizer's own default.
+    Raises UsageError, with the names there are, for an unknown one.
+    """
+    check_optimizer(name)
+    options: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
+    if momentum is not None:
+        options |= {"betas": (momentum, 0.999)} if name in ("adam", "adamw", "lamb") else {"momentum": momentum}
+    return OPTIMIZERS[name](params, lr=0.0, reduce=reduce, **options)
+
+
+def check_optimizer(name: str) -> None:
+    "Raise UsageError, with the names there are, if `name` is no optimizer."
+    if name not in OPTIMIZERS:
+        close = difflib.get_close_matches(name, OPTIMIZERS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(f"optimizer {name!r} is unknown{hint}; known are {', '.join(OPTIMIZERS)}")

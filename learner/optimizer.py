@@ -44,6 +44,10 @@ def spread(value: Rate, n: int) -> list[Any]:
     return [value] * n
 
 
+class SkipStep(Exception):
+    "Raised by a function given to `then`: this step's gradients are of no use, and nothing is to be updated."
+
+
 class Optimizer:
     """Run `stats`, then `steppers`, over every parameter at each `step()`.
 
@@ -68,7 +72,7 @@ class Optimizer:
             members = list(own.pop("params"))
             shared = {name: spread(value, len(given))[number] for name, value in hypers.items()}
             groups.append((members, _checked({**shared, **own}, defaults)))
-        vars(self).update(groups=groups, parts=parts, reduce=reduce, state={})
+        vars(self).update(groups=groups, parts=parts, reduce=reduce, looks=[], state={})
         if len(set(self.params)) < len(self.params):
             raise UserError("a parameter is in two groups, or twice in one: it would be updated twice a step")
 
@@ -79,13 +83,22 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        "Reduce the gradients, then update every parameter that has one."
+        "Reduce the gradients, let those look that `then` named, and update every parameter that has a gradient."
         if self.reduce is not None:
             self.reduce(self.params)
+        try:
+            for look in self.looks:
+                look(self.params)
+        except SkipStep:
+            return
         for group, hypers in self.groups:
             for p in group:
                 if p.grad is not None and p.requires_grad:
                     self._update(p, hypers)
+
+    def then(self, look: Callable[[list[Parameter]], object]) -> None:
+        "Call `look(parameters)` in each step once gradients are reduced; it may change them, or raise SkipStep."
+        self.looks.append(look)
 
     def _update(self, p: Parameter, hypers: dict[str, float]) -> None:
         grad, state = p.grad, self.state.setdefault(p, {})

@@ -51,8 +51,14 @@ def make_job(config: Config, split: Split) -> Job:
         presize=config.presize,
         batch_size=config.batch_size,
         seed=config.seed,
-        momentum=config.momentum,
+        optimizer=config.optimizer,
+        momentum=config.momentums[0] if config.momentums else config.momentum,
         weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing,
+        clip=config.clip_grad,
+        ema=config.ema,
+        accumulate=config.accumulate,
+        precision=config.precision,
         normalize=Normalize.of(batch.inputs),
         augment=config.augment,
         sync_batchnorm=config.sync_batchnorm,
@@ -69,7 +75,8 @@ def make_plan(config: Config, split: Split) -> Plan:
         epochs=config.epochs,
         schedule=config.schedule,
         lr=0.0 if isinstance(config.lr, str) else config.lr,
-        momentum=config.momentum,
+        momentum=config.momentum or 0.0,
+        momentums=config.momentums,
     )
 
 
@@ -79,4 +86,7 @@ def make_gang(job: Job, devices: Devices, config: Config, folder: RunFolder) -> 
         return LocalGang(job, "cuda" if devices.gpus_each else "cpu", folder.logs)
     from cluster.ray_gang import RayGang, Workers
 
-    return RayGang(job, Workers(devices.count, devices.gpus_each, devices.backend, config.address), folder.logs)
+    gang = RayGang(job, Workers(devices.count, devices.gpus_each, devices.backend, config.address), folder.logs)
+    for warning in gang.cluster.warnings:
+        print(f"warning: {warning}", flush=True)
+    return gang

@@ -77,7 +77,9 @@ def _argument(one: dataclasses.Field) -> dict[str, Any]:
         action = argparse.BooleanOptionalAction if one.default else "store_true"
         return {"action": action, "help": text + (" (default: on)" if one.default else "")}
     shown = "" if one.default is None else f" (default: {one.default})"
-    kind = {"int": whole, "int | None": whole, "float": number, "float | str": rate}.get(str(one.type), str)
+    kind = {"int": whole, "int | None": whole, "float": number, "float | None": number, "float | str": rate}.get(
+        str(one.type), str
+    )
     choices = one.metadata["choices"]
     metavar = "{" + ",".join(choices) + "}" if choices else one.metadata["metavar"] or one.name.upper()
     return {"type": kind, "metavar": metavar, "help": text + shown}

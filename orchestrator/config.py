@@ -39,8 +39,19 @@ class Config:
     batch_size: int = option(128, "images per step over all workers (the global batch)", TRAIN, "N")
     lr: float | str = option(0.1, "peak learning rate for the global batch, or auto: find it first", TRAIN, "RATE")
     schedule: str = option("one_cycle", "how the rate moves", TRAIN, choices=tuple(SCHEDULES))
-    momentum: float = option(0.0, "SGD momentum, 0 to below 1", TRAIN, "M")
-    weight_decay: float = option(0.0, "L2 penalty", TRAIN, "WD")
+    optimizer: str = option(
+        "sgd", "a name from learner/optim.py: sgd, nesterov, rmsprop, adam, adamw, lamb", TRAIN, "NAME"
+    )
+    momentum: float | None = option(
+        None, "momentum, 0 to below 1; Adam's beta1 (default: none for SGD, 0.9)", TRAIN, "M"
+    )
+    moms: str | None = option(None, "momentum along one cycle, as in fastai: 0.95,0.85,0.95", TRAIN, "A,B,C")
+    weight_decay: float | None = option(None, "weight decay (default: the optimizer's own)", TRAIN, "WD")
+    label_smoothing: float = option(0.0, "how much of each label goes to all classes", TRAIN, "E")
+    clip_grad: float = option(0.0, "bound on the norm of all gradients; 0: none", TRAIN, "NORM")
+    accumulate: int = option(1, "put each batch through the model in N parts, to save memory", TRAIN, "N")
+    ema: float = option(0.0, "validate and save averaged weights, with this decay; 0: none", TRAIN, "DECAY")
+    precision: str = option("fp32", "arithmetic of forward and backward", TRAIN, choices=("fp32", "bf16", "fp16"))
     seed: int = option(42, "seeds weights, order, augmentation and random splits", TRAIN, "N")
 
     gpus: str | None = option(None, "a count (4), ids (0,2) or all; default: all visible GPUs", WHERE, "N|IDS|all")
@@ -62,12 +73,17 @@ class Config:
         for one in dataclasses.fields(self):
             self._check_type(one)
             self._check_choice(one)
-        for name in ("size", "epochs", "batch_size"):
+        for name in ("size", "epochs", "batch_size", "accumulate"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("seed", self.seed >= 0, "0 or more")
         self._require("cpus", self.cpus is None or self.cpus >= 1, "1 or more")
-        self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
-        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+        for name in ("momentum", "label_smoothing", "ema"):
+            self._require(name, 0 <= (getattr(self, name) or 0) < 1, "at least 0 and below 1")
+        for name in ("weight_decay", "clip_grad"):
+            self._require(name, 0 <= (getattr(self, name) or 0) < math.inf, "0 or more")
+        self._require(
+            "moms", self.moms is None or _three_momentums(self.moms), "three numbers from 0 to below 1: A,B,C"
+        )
         self._require("lr", self.lr == "auto" or (not isinstance(self.lr, str) and 0 < self.lr < math.inf),
                       "above 0, or auto")  # fmt: skip
         self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
@@ -97,9 +113,19 @@ class Config:
             raise UsageError(f"{flag(name)} {getattr(self, name)} is not possible: it must be {rule}")
 
     @property
+    def momentums(self) -> tuple[float, float, float] | None:
+        "`moms` as numbers."
+        return tuple(map(float, self.moms.split(","))) if self.moms else None  # type: ignore[return-value]
+
+    @property
     def presize(self) -> int:
         "The side at which images are kept before augmentation crops `size` out of them."
         return self.size * 9 // 8 if self.augment else self.size
+
+
+def _three_momentums(text: str) -> bool:
+    parts = text.split(",")
+    return len(parts) == 3 and all(re.fullmatch(r"0?\.\d+|0", part) for part in parts)
 
 
 def flag(name: str) -> str:

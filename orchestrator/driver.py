@@ -11,7 +11,7 @@ from cluster.gang import Gang
 from cluster.shards import n_batches
 from cluster.worker import Chunk, Report
 from learner.errors import UserError
-from learner.schedule import SCHEDULES
+from learner.schedule import SCHEDULES, one_cycle_momentum
 from orchestrator.tally import Tally, step_losses
 from orchestrator.tracker import Tracker
 
@@ -26,7 +26,8 @@ class Plan:
     epochs: int
     schedule: str
     lr: float
-    momentum: float
+    momentum: float = 0.0
+    momentums: tuple[float, float, float] | None = None
 
     @property
     def train_batches(self) -> int:
@@ -45,7 +46,10 @@ class Plan:
 
     def hypers(self, step: int) -> dict[str, float]:
         "The hyperparameters of a step: a pure function of its number."
-        hypers = {"lr": SCHEDULES[self.schedule](step / self.steps, self.lr)}
+        pct = step / self.steps
+        hypers = {"lr": SCHEDULES[self.schedule](pct, self.lr)}
+        if self.momentums is not None:
+            return hypers | {"momentum": one_cycle_momentum(pct, self.momentums)}
         return hypers | ({"momentum": self.momentum} if self.momentum else {})
 
     def chunks(self, train: bool, epoch: int, pace: Pace) -> Iterator[Chunk]:

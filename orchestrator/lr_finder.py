@@ -38,10 +38,8 @@ def _chunks(plan: Plan, test: RangeTest) -> Iterator[Chunk]:
     while step < len(test.planned) and not test.finished:
         epoch, first = divmod(step, plan.train_batches)
         length = min(CHUNK, plan.train_batches - first, len(test.planned) - step)
-        momentum = {"momentum": plan.momentum} if plan.momentum else {}
-        yield Chunk(
-            True, epoch, first, step, tuple({"lr": lr, **momentum} for lr in test.planned[step : step + length])
-        )
+        rates = test.planned[step : step + length]
+        yield Chunk(True, epoch, first, step, tuple({**plan.hypers(0), "lr": lr} for lr in rates))
         step += length
 
 

@@ -13,6 +13,7 @@ from learner.data.files import Split, open_split
 from learner.data.sources import resolve
 from learner.lr_range import RangeTest
 from learner.models import check_name
+from learner.optim import check_optimizer
 from orchestrator.build import check_batch_size, make_gang, make_job, make_plan, visible_devices
 from orchestrator.config import Config
 from orchestrator.driver import Plan
@@ -67,6 +68,7 @@ def open_session(config: Config) -> Iterator[Session]:
     workers are stopped and what was recorded is on disk.
     """
     check_name(config.arch)
+    check_optimizer(config.optimizer)
     devices = visible_devices(config)
     check_batch_size(config, devices)
     root = resolve(config.data, Path(config.data_dir).expanduser(), download_bar())

@@ -1,9 +1,23 @@
 "Callbacks: one concern a file."
 
+from learner.callbacks.accumulate import Accumulate
+from learner.callbacks.clip import ClipGradients
+from learner.callbacks.ema import EMA
 from learner.callbacks.lr_finder import LRFinder
 from learner.callbacks.one_cycle import OneCycle
+from learner.callbacks.precision import MixedPrecision
 from learner.callbacks.progress import Progress
 from learner.callbacks.setup import SetupLearner
 from learner.callbacks.track import TrackResults
 
-__all__ = ["LRFinder", "OneCycle", "Progress", "SetupLearner", "TrackResults"]
+__all__ = [
+    "EMA",
+    "Accumulate",
+    "ClipGradients",
+    "LRFinder",
+    "MixedPrecision",
+    "OneCycle",
+    "Progress",
+    "SetupLearner",
+    "TrackResults",
+]

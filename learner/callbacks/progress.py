@@ -23,10 +23,10 @@ class Progress(Callback):
         self.learner.dl = progress_bar(self.dl, parent=self.bar, leave=False)
 
     def after_epoch(self) -> None:
-        "Count the epoch once it is validated."
-        if not self.model.training:
+        "Count the epoch once it is validated, or trained where there is no validation."
+        if not self.model.training or self.dls.valid is None:
             self.bar.update(self.epoch + 1)
 
     def cleanup_fit(self) -> None:
         "Give the writing of rows back."
-        del self.learner.write_row  # type: ignore[attr-defined]
+        vars(self.learner).pop("write_row", None)

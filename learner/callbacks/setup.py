@@ -6,6 +6,7 @@ import torch
 
 from learner.data.augment import Augment
 from learner.data.normalize import Normalize
+from learner.dropout import Dropout, dropouts, sample_keys, set_keys
 from learner.learner import Callback
 
 
@@ -13,7 +14,8 @@ class SetupLearner(Callback):
     """Prepare each batch: to `device`, augmented, normalised, and from NHWC to NCHW.
 
     Batches arrive as uint8 (n, h, w, channels); the model gets float32 (n, channels, size, size). Without `device`
-    this is the GPU if there is one; without `normalize`, statistics are taken from the first training batch.
+    this is the GPU if there is one; without `normalize`, statistics are taken from the first training batch. The
+    masks of Dropout come from `seed`, the step and the samples' rows.
     """
 
     order = -10
@@ -23,16 +25,19 @@ class SetupLearner(Callback):
         device: torch.device | str | None = None,
         normalize: Normalize | None = None,
         augment: Augment | None = None,
+        seed: int = 0,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.normalize, self.augment = normalize, augment
+        self.normalize, self.augment, self.seed = normalize, augment, seed
+        self.dropouts: list[Dropout] = []
 
     def before_fit(self) -> None:
         "Move the model."
         self.model.to(self.device)
+        self.dropouts = dropouts(self.model)
 
     def before_batch(self) -> None:
-        "Move, augment and normalise the inputs; move the targets."
+        "Move, augment and normalise the inputs; move the targets; decide what will be dropped."
         xb, yb = self.batch
         xb = xb.to(self.device, non_blocking=True)
         if self.augment is not None:
@@ -40,3 +45,11 @@ class SetupLearner(Callback):
         if self.normalize is None:
             self.normalize = Normalize.of(xb)
         self.learner.batch = self.normalize(xb), yb.to(self.device, non_blocking=True)
+        if self.model.training and any(layer.p for layer in self.dropouts):
+            rows = torch.arange(len(xb)) if self.rows is None else self.rows
+            keys = sample_keys(self.seed, self.global_step, rows).to(self.device, non_blocking=True)
+            set_keys(self.dropouts, keys)
+
+    def cleanup_batch(self) -> None:
+        "Let calls outside of batches drop at random."
+        set_keys(self.dropouts, None)

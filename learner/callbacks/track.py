@@ -27,18 +27,19 @@ class TrackResults(Callback):
     """
 
     def __init__(self, metrics: Mapping[str, Metric] | None = None) -> None:
-        self.metrics = dict(metrics or {"accuracy": accuracy})
+        self.metrics = {"accuracy": accuracy} if metrics is None else dict(metrics)
         self.history: list[dict[str, float]] = []
+        self.row: dict[str, float] = {}
 
     def before_fit(self) -> None:
         "Start a table."
-        self.history = []
+        self.history, self.row = [], {}
         self._write(["epoch", "train_loss", "valid_loss", *self.metrics, "time"])
 
     def before_epoch(self) -> None:
-        "Forget the batches before, and start the clock when a training epoch begins."
+        "Forget the batches before, and start a row and the clock at the first part of an epoch that takes place."
         self.reset()
-        if self.model.training:
+        if self.model.training or not self.row:
             self.started, self.row = time.perf_counter(), {"epoch": float(self.epoch)}
 
     def reset(self) -> None:
@@ -70,6 +71,7 @@ class TrackResults(Callback):
             self.history.append(self.row)
             shown = ("train_loss", "valid_loss", *self.metrics, "time")
             self._write([f"{self.epoch}", *(f"{self.row.get(key, float('nan')):.6f}" for key in shown)])
+            self.row = {}
 
     def _write(self, cells: Sequence[str]) -> None:
         write_row = getattr(self.learner, "write_row", None)

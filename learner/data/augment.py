@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learner.errors import UsageError
+
 
 def draws(seed: int, step: int, rows: int, columns: int) -> Tensor:
     """Uniform numbers (rows, columns) float32 in [0, 1) for one step.
@@ -29,6 +31,8 @@ class Augment:
 
     def __call__(self, x: Tensor, training: bool, step: int, rows: Tensor | None = None) -> Tensor:
         n, height, width, _ = x.shape
+        if self.size > min(height, width):
+            raise UsageError(f"a crop of {self.size} is larger than the pictures, {height}x{width}; lower it")
         if not training:
             top, left = (height - self.size) // 2, (width - self.size) // 2
             return x[:, top : top + self.size, left : left + self.size]

@@ -1,0 +1,70 @@
+"What driver and workers say to each other: the job once, then chunks of steps, and reports of what came of them."
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from learner.data.files import Labelled
+from learner.data.normalize import Normalize
+from learner.metrics import Sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker is told, the same for all ranks: pictures are `presize` square in memory, `size` in use.
+
+    `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
+    `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16.
+    """
+
+    train: Labelled
+    valid: Labelled
+    n_classes: int
+    arch: str
+    size: int
+    presize: int
+    batch_size: int
+    seed: int
+    normalize: Normalize
+    augment: bool
+    sync_batchnorm: bool
+    skip_bad_images: bool
+    optimizer: str = "sgd"
+    momentum: float | None = None
+    weight_decay: float | None = None
+    label_smoothing: float = 0.0
+    clip: float = 0.0
+    ema: float = 0.0
+    accumulate: int = 1
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive batches of one epoch, given to all workers in one message.
+
+    `first` is the number of the first batch in the epoch, `step` the optimizer steps done before it. Training batches
+    come with the hyperparameters of each; validation ones with empty dictionaries.
+    """
+
+    train: bool
+    epoch: int
+    first: int
+    step: int
+    hypers: tuple[dict[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank did in a chunk: per batch its sum of losses and its count, in all its sums and counts.
+
+    `seconds` has the chunk's total, and of it the time waiting for data and for communication.
+    """
+
+    rank: int
+    chunk: Chunk
+    losses: list[float]
+    counts: list[int]
+    sums: Sums
+    seconds: dict[str, float]
+    bad_images: list[tuple[str, str]] = field(default_factory=list)

@@ -1,0 +1,54 @@
+"The Learner and the results of one rank, whose batch is a part of the global one."
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from learner.callbacks.track import TrackResults
+from learner.learner import Learner
+from learner.losses import cross_entropy
+
+
+class RankLearner(Learner):
+    """A Learner whose loss is a sum over its samples, which the step divides by the number of all ranks' samples.
+
+    A batch may come in parts; `first_part` and `last_part` say where this one stands.
+    """
+
+    label_smoothing = 0.0
+    first_part = True
+
+    def get_loss(self) -> None:
+        "`preds` and targets to the sum of losses; 0 where this rank has no samples. Only training smooths labels."
+        smoothing = self.label_smoothing if self.model.training else 0.0
+        self.loss = cross_entropy(self.preds, self.batch[1], "sum", smoothing)
+
+    def loss_total(self) -> Tensor:
+        "The sum that the loss already is."
+        return self.loss.detach()
+
+
+class RankResults(TrackResults):
+    "TrackResults that leaves averages and tables to the driver, which has all ranks' sums."
+
+    learner: RankLearner
+
+    def before_fit(self) -> None:
+        "No table here."
+
+    def before_epoch(self) -> None:
+        "Sums are per chunk here."
+
+    def after_batch(self) -> None:
+        "Note a batch, or add a further part to the batch that it belongs to."
+        super().after_batch()
+        if not self.learner.first_part:
+            columns: list[list[Any]] = [self.losses, self.ns, *self.sums.values()]
+            for column in columns:
+                last = column.pop()
+                column[-1] = column[-1] + last
+
+    def after_epoch(self) -> None:
+        "No averages here."

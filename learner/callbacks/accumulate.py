@@ -1,0 +1,50 @@
+"Accumulate: several batches, one step."
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from learner.learner import Callback
+from learner.module import Parameter
+
+
+class Accumulate(Callback):
+    """Take a step every `n_batches`, with the mean gradient over all their samples: as if they were one batch.
+
+    Batches need not be of one size. What an epoch has left over at its end makes a smaller step.
+    """
+
+    order = 15
+
+    def __init__(self, n_batches: int) -> None:
+        self.n_batches, self.samples = n_batches, 0
+
+    def after_opt(self) -> None:
+        "Have the optimizer divide the sums that have come together."
+        self.opt.then(self.divide)
+
+    def before_batch(self) -> None:
+        "Decide whether this batch takes the step."
+        done = self.num + 1
+        self.learner.last_part = done % self.n_batches == 0 or done == len(self.dls.train)
+
+    def after_loss(self) -> None:
+        "Turn the batch's mean loss into a sum, for backward alone."
+        if self.model.training:
+            self.samples += len(self.batch[1])
+            self.learner.loss = self.loss * len(self.batch[1])
+
+    def after_backward(self) -> None:
+        "Turn the loss back into a mean."
+        self.learner.loss = self.loss / len(self.batch[1])
+
+    def divide(self, params: Sequence[Parameter]) -> None:
+        "Turn summed gradients into means, and count anew."
+        for p in params:
+            if p.grad is not None:
+                p.grad.div_(self.samples)
+        self.samples = 0
+
+    def cleanup_fit(self) -> None:
+        "Let every batch take its step again."
+        self.learner.last_part = True

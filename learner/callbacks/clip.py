@@ -1,0 +1,34 @@
+"ClipGradients: a bound on the norm of all gradients together."
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learner.learner import Callback
+from learner.module import Parameter
+
+
+def clip_norm(params: Sequence[Parameter], bound: float) -> Tensor:
+    "Scale all gradients in place so that their norm as one vector is at most `bound`; the norm before, a scalar."
+    grads = [p.grad for p in params if p.grad is not None]
+    norm = torch.stack([grad.norm() for grad in grads]).norm()
+    scale = (bound / (norm + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(scale)
+    return norm
+
+
+class ClipGradients(Callback):
+    "Clips to `bound` what the optimizer is about to use: where gradients are reduced over devices, the global ones."
+
+    order = 20
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def after_opt(self) -> None:
+        "Have the optimizer call `clip_norm` between reducing and updating."
+        self.opt.then(lambda params: clip_norm(params, self.bound))

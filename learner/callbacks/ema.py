@@ -1,0 +1,61 @@
+"EMA: an exponential moving average of the weights, which is what gets validated and saved."
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from learner.learner import Callback
+
+
+class EMA(Callback):
+    """Average parameters and buffers over steps: Polyak and Juditsky, 1992.
+
+    average = decay * average + (1 - decay) * weights, with a decay that rises as (1 + step) / (10 + step) up to
+    `decay`, so that the first weights are soon forgotten. `average` maps the state_dict's names to tensors.
+    """
+
+    order = 30
+
+    def __init__(self, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+        self.live: dict[str, Tensor] = {}
+
+    def before_fit(self) -> None:
+        "Begin with the weights as they are."
+        self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        "Move the average towards the new weights; integers are copied."
+        decay = min(self.decay, (1 + self.global_step) / (10 + self.global_step))
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point():
+                self.average[name].lerp_(tensor, 1 - decay)
+            else:
+                self.average[name].copy_(tensor)
+
+    def before_epoch(self) -> None:
+        "Validate with the average."
+        if not self.model.training:
+            self.live = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.model.load_state_dict(self.average)
+
+    def cleanup_epoch(self) -> None:
+        "Train on with the weights."
+        if self.live:
+            self.model.load_state_dict(self.live)
+            self.live = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        "The average and, while it is in use, the weights: live memory."
+        return {**self.average, **{f"live.{name}": tensor for name, tensor in self.live.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        "Take over what `state_dict` gave."
+        copies = {name: tensor.clone() for name, tensor in state.items()}
+        self.average = {name: copies[name] for name in self.average}
+        self.live = {name[5:]: tensor for name, tensor in copies.items() if name.startswith("live.")}

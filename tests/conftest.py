@@ -1,0 +1,102 @@
+"What the tests of all packages share: one thread for torch, short hypothesis runs, a folder of small pictures."
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+settings.register_profile("short", deadline=None, max_examples=25)
+settings.load_profile("short")
+torch.set_num_threads(1)
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> MakeFolder:
+    """A factory of folders: `image_folder({"cat": (6, 2), "dog": (5, 3)}, sizes=(16, 40))`.
+
+    Gives root/train/CLASS/N.jpg and root/valid/CLASS/N.jpg, as many of each class as the two numbers say, with sides
+    between `sizes`. Each class has a colour of its own under noise, so that a model can learn it.
+    """
+
+    def make(classes: Mapping[str, tuple[int, int]], sizes: tuple[int, int] = (16, 40), suffix: str = ".jpg") -> Path:
+        rng = np.random.default_rng(7)
+        for name, counts in classes.items():
+            colour = rng.integers(40, 216, 3)
+            for part, count in zip(("train", "valid"), counts, strict=True):
+                for number in range(count):
+                    picture = noisy(rng, colour, *rng.integers(*sizes, 2, endpoint=True))
+                    save(picture, tmp_path / "images" / part / name / f"{number}{suffix}")
+        return tmp_path / "images"
+
+    return make
+
+
+def noisy(rng: np.random.Generator, colour: np.ndarray, height: int, width: int) -> np.ndarray:
+    "A picture uint8 (height, width, 3) of `colour` with noise."
+    return (colour + rng.normal(0, 20, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+def save(picture: np.ndarray, file: Path) -> None:
+    "Write a picture, making its folder."
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(file)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "Four classes of pictures of 20 to 60 pixels: 53 to train on and 29 to validate with, which nothing divides."
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(5)
+    for name, counts in {"ant": (14, 8), "bee": (13, 7), "cat": (13, 7), "dog": (13, 7)}.items():
+        colour = rng.integers(60, 196, 3)
+        for part, count in zip(("train", "val"), counts):
+            for number in range(count):
+                save(noisy(rng, colour, *rng.integers(20, 60, 2, endpoint=True)), root / part / name / f"{number}.JPEG")
+    return root
+
+
+@pytest.fixture(scope="session")
+def job(pictures: Path) -> Any:
+    "What workers are told of `pictures`; tests replace what they are about."
+    from cluster.messages import Job
+    from learner.data.files import open_split
+    from learner.data.normalize import Normalize
+
+    split = open_split(pictures, seed=0)
+    return Job(train=split.train, valid=split.valid, n_classes=4, arch="simple_cnn", size=24, presize=24,
+               batch_size=8, seed=3, normalize=Normalize((0.5,) * 3, (0.25,) * 3), augment=False,
+               sync_batchnorm=True, skip_bad_images=False)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def ray_gang(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    "Three CPU workers, shared by all tests: `start(job, world_size)` gives the first of them another job."
+    from cluster.ray_gang import RayGang, Workers
+
+    gang = RayGang(job, Workers(3, 0.0, "gloo"), tmp_path_factory.mktemp("logs"))
+    yield gang
+    gang.close()
+
+
+@pytest.fixture
+def local_gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    "A factory of LocalGangs: `local_gang(job)`; afterwards the process is as it was before."
+    from cluster.gang import LocalGang
+
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    gangs, threads = [], torch.get_num_threads()
+
+    def make(job: Any) -> LocalGang:
+        gangs.append(LocalGang(job, "cpu", tmp_path))
+        return gangs[-1]
+
+    yield make
+    for gang in gangs:
+        gang.close()
+    torch.set_num_threads(threads)

@@ -1,0 +1,163 @@
+"Which files are listed, how they are split, and what is refused before anything starts."
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.data.files import (
+    EXTENSIONS,
+    Labelled,
+    Vocab,
+    grandparent_split,
+    image_files,
+    open_split,
+    parent_label,
+    random_split,
+)
+from learner.errors import UsageError
+
+
+def touch(root: Path, names: Iterable[str]) -> Path:
+    "Empty files of these names below `root`: listing never opens one."
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def relative(files: Iterable[str], root: Path) -> list[str]:
+    return [Path(file).relative_to(root).as_posix() for file in files]
+
+
+def test_images_are_listed_in_order_at_any_depth_whatever_the_case(tmp_path: Path) -> None:
+    names = ["b/2.JPG", "b/10.jpeg", "a/x.y.Png", "a/deep/er/z.webp", "top.TIFF", "a/été 1.bmp"]
+    others = ["a/notes.txt", "a/jpg", "b/1.jpg.part", "b/archive.tgz"]
+    touch(tmp_path, [*names, *others])
+    assert relative(image_files(tmp_path), tmp_path) == sorted(names)
+    assert image_files(str(tmp_path)) == image_files(tmp_path) == sorted(image_files(tmp_path))
+
+
+def test_every_extension_is_listed(tmp_path: Path) -> None:
+    touch(tmp_path, [f"a{extension}" for extension in EXTENSIONS])
+    assert len(image_files(tmp_path)) == len(EXTENSIONS)
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, ["a/1.jpg", "a/._1.jpg", ".jpg", ".cache/2.jpg", "a/.thumbs/3.png"])
+    assert relative(image_files(tmp_path), tmp_path) == ["a/1.jpg"]
+
+
+def test_links_to_files_count_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, ["a/1.jpg", "a/b/2.jpg"])
+    (tmp_path / "a/3.jpg").symlink_to(tmp_path / "a/1.jpg")
+    (tmp_path / "a/b/loop").symlink_to(tmp_path / "a")
+    assert relative(image_files(tmp_path), tmp_path) == ["a/1.jpg", "a/3.jpg", "a/b/2.jpg"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere can't be listed: No such file"):
+        image_files(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "training"])
+@pytest.mark.parametrize("valid", ["valid", "val", "validation", "test", "VAL"])
+def test_parts_are_found_by_the_names_in_use(tmp_path: Path, train: str, valid: str) -> None:
+    touch(tmp_path, [f"{train}/a/1.jpg", f"{train}/b/2.jpg", f"{valid}/a/3.jpg", "other/b/4.jpg"])
+    parts = grandparent_split(tmp_path)
+    assert [relative(part, tmp_path) for part in parts] == [
+        [f"{train}/a/1.jpg", f"{train}/b/2.jpg"],
+        [f"{valid}/a/3.jpg"],
+    ]
+
+
+def test_a_validation_part_goes_before_a_test_part(tmp_path: Path) -> None:
+    touch(tmp_path, ["test/a/1.jpg", "train/a/2.jpg", "val/a/3.jpg"])
+    assert relative(grandparent_split(tmp_path)[1], tmp_path) == ["val/a/3.jpg"]
+
+
+@pytest.mark.parametrize(("there", "lacking"), [("train", "validation"), ("val", "training")])
+def test_one_part_alone_is_refused_with_what_to_do(tmp_path: Path, there: str, lacking: str) -> None:
+    touch(tmp_path, [f"{there}/{name}/{i}.jpg" for name in "ab" for i in range(5)])
+    with pytest.raises(UsageError, match=rf"has {there}/ but no {lacking} part.*pass {tmp_path}/{there} to split"):
+        open_split(tmp_path, seed=0)
+    assert len(open_split(tmp_path / there, seed=0).train) == 8
+
+
+@given(st.integers(2, 200), st.floats(0.01, 0.9), st.integers(0, 2**31))
+def test_a_random_split_is_a_partition_that_its_seed_decides(n, fraction, seed) -> None:
+    files = [f"{i:04}" for i in range(n)]
+    train, valid = random_split(files, fraction, seed)
+    assert sorted(train + valid) == files and train == sorted(train) and valid == sorted(valid)
+    assert len(valid) == max(1, round(n * fraction))
+    assert random_split(files, fraction, seed) == (train, valid)
+
+
+def test_another_seed_splits_otherwise_and_not_in_order() -> None:
+    files = [f"{i:04}" for i in range(100)]
+    splits = [random_split(files, 0.2, seed)[1] for seed in range(3)]
+    assert len({tuple(valid) for valid in [*splits, files[:20], files[-20:]]}) == 5
+
+
+def test_a_folder_without_parts_is_split_at_random(tmp_path: Path) -> None:
+    names = [f"{name}/{i}.jpg" for name in ("a", "b") for i in range(10)]
+    touch(tmp_path, names)
+    split = open_split(str(tmp_path), seed=1, valid_fraction=0.25)
+    assert (len(split.train), len(split.valid)) == (15, 5)
+    assert sorted(relative(split.train.files + split.valid.files, tmp_path)) == names
+    for part in (split.train, split.valid):
+        assert [split.vocab.classes[target] for target in part.targets] == [parent_label(file) for file in part.files]
+    assert open_split(tmp_path, seed=1, valid_fraction=0.25) == split != open_split(tmp_path, 2, 0.25)
+
+
+def test_classes_are_those_of_the_training_part_in_order(tmp_path: Path) -> None:
+    touch(tmp_path, ["train/dog/1.jpg", "train/cat/2.jpg", "train/eel/3.jpg", "valid/eel/4.jpg", "valid/cat/5.jpg"])
+    split = open_split(tmp_path, seed=0)
+    assert split.vocab == Vocab(("cat", "dog", "eel")) and len(split.vocab) == 3
+    assert split.train.targets == (0, 1, 2) and split.valid.targets == (0, 2)
+
+
+def test_a_validation_label_that_was_never_trained_is_refused_with_its_file(tmp_path: Path) -> None:
+    touch(tmp_path, ["train/dog/1.jpg", "train/cat/2.jpg", "valid/dog/3.jpg", "valid/dogs/4.jpg"])
+    with pytest.raises(UsageError) as caught:
+        open_split(tmp_path, seed=0)
+    for part in (str(tmp_path / "valid/dogs/4.jpg"), "'dogs'", "nearest: 'dog'", "cat, dog"):
+        assert part in str(caught.value)
+
+
+def test_one_class_is_refused_by_name(tmp_path: Path) -> None:
+    touch(tmp_path, ["train/dog/1.jpg", "train/dog/2.jpg", "valid/dog/3.jpg"])
+    with pytest.raises(UsageError, match="only one class, 'dog'"):
+        open_split(tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        ([], r"{root} has no images \(.*\.jpg"),
+        (["a/notes.txt", "a/.1.jpg"], "{root} has no images"),
+        (["train/a/notes.txt", "valid/a/1.jpg"], "the training part of {root} has no images"),
+        (["train/a/1.jpg", "train/b/1.jpg", "valid/a/x"], "the validation part of {root} has no images"),
+        (["a/1.jpg"], "the training part of {root} has no images"),
+    ],
+)
+def test_nothing_to_train_or_validate_on_is_refused(tmp_path: Path, names: list[str], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem.format(root=tmp_path)):
+        open_split(touch(tmp_path, names), seed=0)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file.jpg"])
+def test_what_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, ["file.jpg"])
+    with pytest.raises(UsageError, match=f"{name} is no folder"):
+        open_split(tmp_path / name, seed=0)
+
+
+def test_the_vocab_encodes_and_a_labelled_set_has_a_length() -> None:
+    vocab = Vocab.of(["b", "a", "b"])
+    assert vocab.encode(["1", "2", "3"], ["b", "a", "b"]) == [1, 0, 1]
+    assert len(Labelled(("1", "2"), (1, 0))) == 2
+    assert parent_label(os.path.join("data", "train", "ox", "1.jpg")) == "ox"

@@ -1,0 +1,146 @@
+"Accumulation, clipping, averaged weights and mixed precision, each against a plain computation of the same."
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from learner.callbacks import EMA, Accumulate, ClipGradients, MixedPrecision, TrackResults
+from learner.data.loader import DataLoaders
+from learner.layers import BatchNorm, Linear
+from learner.learner import Callback, Learner
+from learner.losses import cross_entropy
+from learner.module import Module, Sequential
+from learner.optim import SGD, AdamW
+
+
+def batches(sizes, dtype=torch.float64, seed=0):
+    "Random inputs (n, 6) and targets in 4 classes, in batches of these sizes."
+    torch.manual_seed(seed)
+    return [(torch.randn(n, 6, dtype=dtype), torch.randint(4, (n,))) for n in sizes]
+
+
+def model(norm=False, dtype=torch.float64, seed=1) -> Module:
+    torch.manual_seed(seed)
+    layers = [Linear(6, 5), BatchNorm(5), Linear(5, 4)] if norm else [Linear(6, 5), Linear(5, 4)]
+    return Sequential(*layers).to(dtype=dtype)
+
+
+def fit(net, train, epochs=3, cbs=(), opt=SGD, lr=0.1, valid=None) -> Learner:
+    learner = Learner(net, DataLoaders(train, valid), cross_entropy, lr, cbs=list(cbs), opt_func=opt)
+    learner.fit(epochs)
+    return learner
+
+
+@pytest.mark.parametrize("opt", [SGD, AdamW])
+def test_accumulated_batches_are_the_larger_batch(opt) -> None:
+    parts = batches([3, 5, 4, 2, 6])
+    whole = [tuple(map(torch.cat, zip(*group))) for group in (parts[:2], parts[2:4], parts[4:])]
+    ours, theirs = model(), model()
+    tracked = TrackResults()
+    fit(ours, parts, cbs=[Accumulate(2), tracked], opt=opt)
+    fit(theirs, whole, opt=opt)
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert all(row["train_loss"] > 0 for row in tracked.history) and len(tracked.history) == 3
+
+
+def test_clipping_bounds_the_norm_of_all_gradients_and_leaves_small_ones() -> None:
+    for bound in (0.05, 100.0):
+        ours, theirs = model(), model()
+        fit(ours, batches([8, 8]), cbs=[ClipGradients(bound)])
+        opt = torch.optim.SGD(theirs.parameters(), 0.1)
+        for _ in range(3):
+            for x, y in batches([8, 8]):
+                cross_entropy(theirs(x), y).backward()
+                torch.nn.utils.clip_grad_norm_(theirs.parameters(), bound)
+                opt.step()
+                opt.zero_grad()
+        for a, b in zip(ours.parameters(), theirs.parameters()):
+            assert_close(a.detach(), b.detach(), rtol=1e-10, atol=1e-12)
+
+
+class Watch(Callback):
+    "Keeps the weights after each step, and those that each validation sees."
+
+    order = 99
+
+    def before_fit(self) -> None:
+        self.steps, self.validated = [copy.deepcopy(self.model.state_dict())], []
+
+    def after_step(self) -> None:
+        self.steps.append({name: t.clone() for name, t in self.model.state_dict().items()})
+
+    def before_epoch(self) -> None:
+        if not self.model.training:
+            self.validated.append({name: t.clone() for name, t in self.model.state_dict().items()})
+
+
+def test_the_average_is_what_is_validated_and_training_goes_on_with_the_weights() -> None:
+    watch, average, net = Watch(), EMA(0.8), model(norm=True)
+    fit(net, batches([8, 8]), epochs=2, cbs=[average, watch], valid=batches([4]))
+    plain = model(norm=True)
+    fit(plain, batches([8, 8]), epochs=2)
+    for a, b in zip(net.parameters(), plain.parameters()):
+        assert torch.equal(a, b)
+    expected = {name: t.clone() for name, t in watch.steps[0].items()}
+    for number, state in enumerate(watch.steps[1:], 1):
+        decay = min(0.8, (1 + number) / (10 + number))
+        expected = {name: decay * expected[name] + (1 - decay) * state[name] for name in expected}
+        if number in (2, 4):
+            for name, tensor in watch.validated[number // 2 - 1].items():
+                assert_close(tensor, expected[name])
+    for name, tensor in average.average.items():
+        assert_close(tensor, expected[name])
+
+
+def test_an_averages_state_survives_its_dictionary() -> None:
+    first, second = EMA(0.8), EMA(0.8)
+    fit(model(), batches([8, 8]), cbs=[first])
+    fit(model(seed=5), batches([8]), cbs=[second])
+    second.load_state_dict({name: t.clone() for name, t in first.state_dict().items()})
+    assert all(torch.equal(first.average[name], second.average[name]) for name in first.average)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_mixed_precision_trains_nearly_as_full(precision, tolerance) -> None:
+    kinds = []
+
+    class See(Callback):
+        def after_loss(self) -> None:
+            kinds.append((self.preds.dtype, self.loss.dtype))
+
+    train = batches([16, 16], torch.float32)
+    ours, theirs = model(dtype=torch.float32), model(dtype=torch.float32)
+    mixed = fit(ours, train, cbs=[MixedPrecision(precision), See()])
+    fit(theirs, train)
+    assert set(kinds) == {(torch.float32, torch.float32)}
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        assert a.dtype is torch.float32 and not torch.equal(a, b)
+        assert_close(a, b, rtol=tolerance, atol=tolerance)
+    assert mixed.loss_scale == (2.0**16 if precision == "fp16" else 1.0)
+
+
+def test_a_step_whose_gradients_overflow_is_skipped_and_the_scale_halved() -> None:
+    net, scaler = model(dtype=torch.float32), MixedPrecision("fp16", patience=3)
+    learner = Learner(net, DataLoaders(batches([8] * 5, torch.float32)), cross_entropy, 0.1, [scaler])
+    seen = []
+
+    class Overflow(Callback):
+        order = 99
+
+        def after_backward(self) -> None:
+            if self.num == 0:
+                net.parameters()[0].grad[0, 0] = torch.inf
+            self.before = [p.clone() for p in net.parameters()]
+
+        def after_step(self) -> None:
+            moved = any(not torch.equal(a, b) for a, b in zip(self.before, net.parameters()))
+            seen.append((self.num, moved, scaler.scale))
+
+    learner.add_cb(Overflow())
+    learner.fit(1)
+    small, large = 2.0**15, 2.0**16
+    assert seen == [(0, False, small), (1, True, small), (2, True, small), (3, True, large), (4, True, large)]
+    assert all(p.isfinite().all() for p in net.parameters())
