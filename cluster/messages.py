@@ -13,6 +13,7 @@ from learner.metrics import Sums
 class Job:
     """What every worker is told, the same for all ranks: pictures are `presize` square in memory, `size` in use.
 
+    `store` is the folder of the store of decoded pictures, if there is to be one;
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16.
     """
@@ -29,6 +30,7 @@ class Job:
     augment: bool
     sync_batchnorm: bool
     skip_bad_images: bool
+    store: str | None = None
     optimizer: str = "sgd"
     momentum: float | None = None
     weight_decay: float | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from cluster.messages import Chunk, Job
 from cluster.shards import local_batch, n_batches
 from learner.data.loader import DataLoader, Dataset, Readable, collate_readable, epoch_order
+from learner.data.store import Store, StoredDataset
 
 
 class LocalBatches:
@@ -15,13 +17,21 @@ class LocalBatches:
 
     def __init__(self, job: Job, rank: int, world_size: int, threads: int) -> None:
         self.job, self.rank, self.world_size = job, rank, world_size
+        n = len(job.train) + len(job.valid)
+        self.store = Store(Path(job.store), n, job.presize) if job.store else None
         self.loaders = {train: self._loader(train, threads) for train in (True, False)}
         self._stream: Iterator[tuple[Readable, range]] = iter(())
         self._next: tuple[bool, int, int] | None = None
 
     def _loader(self, train: bool, threads: int) -> DataLoader:
-        dataset = Dataset(self.job.train if train else self.job.valid, self.job.presize)
-        return DataLoader(dataset, self.job.batch_size, n_workers=threads, collate=collate_readable)
+        return DataLoader(self.dataset(train), self.job.batch_size, n_workers=threads, collate=collate_readable)
+
+    def dataset(self, train: bool) -> Dataset:
+        "The training or the validation set; in the store, this one comes behind that one."
+        labelled = self.job.train if train else self.job.valid
+        if self.store is None:
+            return Dataset(labelled, self.job.presize)
+        return StoredDataset(labelled, self.job.presize, self.store, 0 if train else len(self.job.train))
 
     def open(self, chunk: Chunk) -> Iterator[tuple[Readable, range]]:
         "The stream at the chunk's first batch: this rank's samples, and their positions in the global batch."

@@ -22,7 +22,7 @@ from learner.callbacks.precision import MixedPrecision
 from learner.callbacks.setup import SetupLearner
 from learner.data.augment import Augment
 from learner.data.images import BadImage
-from learner.data.loader import Dataset, Readable, collate_readable, epoch_order
+from learner.data.loader import Readable, collate_readable, epoch_order
 from learner.errors import UserError
 from learner.learner import Callback, Learner
 from learner.models import build
@@ -166,7 +166,7 @@ class Worker:
     def samples(self, n: int) -> tuple[np.ndarray, list[int]]:
         "The first `n` training images as the model sees them in step 0, uint8 (n, size, size, 3), and their classes."
         order = epoch_order(len(self.job.train), self.job.seed, 0)[:n]
-        batch = collate_readable(Dataset(self.job.train, self.job.presize), order)
+        batch = collate_readable(self.data.dataset(True), order)
         setup = callbacks(self.job, torch.device("cpu"))[:1]
         view = Learner(self.learner.model, None, cbs=setup)
         view.batch, view.rows = (batch.inputs, batch.targets), batch.rows

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import torch
 
@@ -11,7 +13,8 @@ from cluster.worker import Job, refuse_bad
 from learner.data.files import Split
 from learner.data.loader import Dataset, collate_readable, epoch_order
 from learner.data.normalize import Normalize
-from learner.errors import UsageError
+from learner.data.store import Store, prune, store_bytes, store_name
+from learner.errors import UsageError, UserError
 from orchestrator.config import Config
 from orchestrator.devices import Devices, choose
 from orchestrator.driver import Plan
@@ -35,6 +38,32 @@ def check_batch_size(config: Config, devices: Devices) -> None:
             f"--batch-size {config.batch_size} is global and smaller than the {devices.count} workers: "
             f"some would have nothing to do; use {devices.count} or more"
         )
+
+
+def make_store(config: Config, split: Split) -> str | None:
+    """The folder of the store of decoded images, made here so that a lack of room shows before workers start.
+
+    With --cache auto a run goes on without one where it has no room, saying so; None then, and with --cache off.
+    """
+    if config.cache == "off":
+        return None
+    automatic = config.cache == "auto"
+    parent = Path(config.data_dir, "stores").expanduser() if automatic else Path(config.cache).expanduser()
+    files = [*split.train.files, *split.valid.files]
+    size, name = store_bytes(len(files), config.presize), store_name(files, config.presize)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        prune(parent, keep=[name])
+        if automatic and not (parent / name).exists() and size > shutil.disk_usage(parent).free / 2:
+            raise UserError(f"{size / 2**20:.0f} MiB would take more than half of what is free in {parent}")
+        there = Store(parent / name, len(files), config.presize).filled
+    except (OSError, UserError) as error:
+        if not automatic:
+            raise
+        print(f"images are decoded in every epoch: {error}", flush=True)
+        return None
+    print(f"decoded images are kept: {size / 2**20:.0f} MiB in {parent / name}, {there} of {len(files)} are there\n")
+    return str((parent / name).absolute())
 
 
 def make_job(config: Config, split: Split) -> Job:

@@ -28,6 +28,9 @@ class Config:
         "imagenette160", "a folder, an archive (.tgz, .zip), a URL, a known name, or shapes (made on the spot)", DATA
     )
     data_dir: str = option("~/.cache/orchestrator", "where downloaded and generated datasets are kept", DATA, "DIR")
+    cache: str = option(
+        "auto", "keep decoded images: auto (in the data folder, if there is room), off, or a folder", DATA, "DIR"
+    )
     size: int = option(64, "side of the square pictures that the model sees, in pixels", DATA, "PIXELS")
     augment: bool = option(False, "train on random crops (out of 9/8 of the size) and mirror images", DATA)
     bad_images: str = option("fail", "what to do at an unreadable image", DATA, choices=("fail", "skip"))

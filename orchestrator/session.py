@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from learner.data.sources import resolve
+
 from cluster.gang import Gang
 from cluster.worker import Job
 from learner.data.files import Split, open_split
-from learner.data.sources import resolve
 from learner.lr_range import RangeTest
 from learner.models import check_name
 from learner.optim import check_optimizer
-from orchestrator.build import check_batch_size, make_gang, make_job, make_plan, visible_devices
+from orchestrator.build import check_batch_size, make_gang, make_job, make_plan, make_store, visible_devices
 from orchestrator.config import Config
 from orchestrator.driver import Plan
 from orchestrator.figures import image_grid, lr_curve
@@ -75,6 +77,7 @@ def open_session(config: Config) -> Iterator[Session]:
     split = open_split(root, config.seed)
     job, plan = make_job(config, split), make_plan(config, split)
     folder = RunFolder(config.runs, config.name or default_name(config))
+    job = dataclasses.replace(job, store=make_store(config, split))
     report_configuration(config, devices, split, plan, folder)
     tracker = Tracker(folder, Terminal())
     try:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.data.files import Labelled
@@ -35,8 +36,11 @@ class Dataset:
         return len(self.labelled)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        pixels = decode(self.labelled.files[i], self.size)
-        return torch.from_numpy(np.array(pixels)), torch.tensor(self.labelled.targets[i])
+        return torch.from_numpy(np.array(self.pixels(i))), torch.tensor(self.labelled.targets[i])
+
+    def pixels(self, i: int) -> NDArray[np.uint8]:
+        "The picture of sample `i`; raises BadImage."
+        return decode(self.labelled.files[i], self.size)
 
 
 def collate(dataset: Items, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -67,7 +71,7 @@ def collate_readable(dataset: Dataset, indices: Sequence[int]) -> Readable:
     bad: list[tuple[str, str]] = []
     for row, i in enumerate(indices):
         try:
-            pixels[len(rows)] = decode(dataset.labelled.files[i], size)
+            pixels[len(rows)] = dataset.pixels(i)
             rows.append(row)
         except BadImage as error:
             bad.append((error.file, error.reason))

@@ -1,0 +1,179 @@
+"""The store: decoded pictures of a dataset on this machine's disk, so that each is decoded once.
+
+A store is a folder with a file of pixels, one row a picture, and a file of checksums, one a row. All processes of the
+machine map both into memory and fill rows as they first need them, while they train. A row counts only if its checksum
+fits, and each process looks at that when it first uses the row: so a writer that was killed half-way, a page that never
+reached the disk, or a flipped bit costs one more decoding and nothing else, and two runs may fill one store at once.
+The folder's name is a hash of all that the pixels depend on; what changes is another store.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+from learner.data.files import Labelled
+from learner.data.loader import Dataset
+from learner.errors import UserError
+
+PIXELS, CHECKSUMS, LOCK = "pixels", "checksums", "lock"
+LIMIT = 50 * 2**30  # bytes that all stores of a folder may take together
+
+
+def store_name(files: Sequence[str], size: int) -> str:
+    """The name of the store of these files decoded to `size` square: a hash of paths, sizes, modification times,
+    `size` and the decoder's version. A file that is missing counts as such: reading it will say so."""
+    digest = hashlib.sha256(f"1 {size} Pillow {PIL.__version__}".encode())
+    for file in files:
+        try:
+            status = os.stat(file)
+            digest.update(f"\0{file}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
+        except OSError:
+            digest.update(f"\0{file}\0missing".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def store_bytes(n: int, size: int) -> int:
+    "What a store of `n` pictures takes on disk."
+    return n * (size * size * 3 + 4)
+
+
+class Store:
+    """Rows uint8 (size, size, 3) by number, shared by all processes that open the same folder.
+
+    Raises UserError where the disk has no room; nothing is left there then.
+    """
+
+    def __init__(self, folder: Path, n: int, size: int) -> None:
+        self.folder, shape = folder, (n, size, size, 3)
+        try:
+            with _locked(folder.parent):
+                _make(folder, {PIXELS: max(1, n * size * size * 3), CHECKSUMS: max(1, 4 * n)})
+                os.utime(folder)  # pruning goes by the last use
+                # held as long as the store is in use
+                self._lock = open(folder / LOCK)  # noqa: SIM115
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self.pixels = np.memmap(folder / PIXELS, np.uint8, "r+", shape=shape)
+            self.checksums = np.memmap(folder / CHECKSUMS, np.uint32, "r+", shape=(n,))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            mebibytes = store_bytes(n, size) / 2**20
+            raise UserError(
+                f"the store of decoded images ({mebibytes:.0f} MiB) can't be kept in {folder.parent}: {reason}; "
+                "pass --cache DIR with more room, or --cache off"
+            ) from error
+        self._trusted = np.zeros(n, bool)
+
+    def get(self, row: int) -> NDArray[np.uint8] | None:
+        "The row, or None where it is not there or not sound."
+        if not self._trusted[row]:
+            self._trusted[row] = self.checksums[row] == checksum(self.pixels[row])
+        return self.pixels[row] if self._trusted[row] else None
+
+    def put(self, row: int, pixels: NDArray[np.uint8]) -> None:
+        "Fill a row, its checksum last."
+        self.pixels[row] = pixels
+        self.checksums[row] = checksum(pixels)
+        self._trusted[row] = True
+
+    @property
+    def filled(self) -> int:
+        "How many rows have been filled, sound or not."
+        return int(np.count_nonzero(self.checksums))
+
+
+def checksum(pixels: NDArray[np.uint8]) -> int:
+    "CRC-32 of a row, never 0, which is what an empty row has."
+    return zlib.crc32(np.ascontiguousarray(pixels).data) or 1
+
+
+class StoredDataset(Dataset):
+    "A Dataset whose pictures are rows of a store from `first` on, decoded when they are not there yet."
+
+    def __init__(self, labelled: Labelled, size: int, store: Store, first: int) -> None:
+        super().__init__(labelled, size)
+        self.store, self.first = store, first
+
+    def pixels(self, i: int) -> NDArray[np.uint8]:
+        "The picture of sample `i`; raises BadImage, each time anew."
+        row = self.store.get(self.first + i)
+        if row is None:
+            row = super().pixels(i)
+            self.store.put(self.first + i, row)
+        return row
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    "Let one process at a time create and remove stores in `folder`."
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, files: dict[str, int]) -> None:
+    """Make the folder with files of zeros of these sizes, unless it is there and they fit.
+
+    Aside first, and with their blocks taken at once: a disk that fills under a mapped file kills whoever writes.
+    """
+    if folder.exists():
+        if all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in files.items()):
+            return
+        shutil.rmtree(folder)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, size in files.items():
+            with open(aside / name, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        (aside / LOCK).touch()
+        os.rename(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def prune(folder: Path, limit: int = LIMIT, keep: Iterable[str] = ()) -> list[str]:
+    """Remove the least recently used stores until the others fit into `limit` bytes; the names of those removed.
+
+    A store that any process has open stays, and so do those in `keep`; what a killed creation left goes.
+    """
+    removed: list[str] = []
+    with _locked(folder):
+        entries = [entry for entry in folder.iterdir() if entry.is_dir()]
+        for leftover in (entry for entry in entries if entry.name.startswith(".")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        stores = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.stat().st_mtime)
+        total = sum(_size(store) for store in stores)
+        for store in stores:
+            if total > limit and store.name not in set(keep) and not _in_use(store):
+                total -= _size(store)
+                shutil.rmtree(store)
+                removed.append(store.name)
+    return removed
+
+
+def _size(store: Path) -> int:
+    return sum(file.stat().st_size for file in store.iterdir())
+
+
+def _in_use(store: Path) -> bool:
+    try:
+        with open(store / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,159 @@
+"The store gives the pixels that decoding gives, whatever was killed, changed, damaged, shared or full."
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from learner.data.files import Labelled
+from learner.data.images import BadImage, decode
+from learner.data.store import Store, StoredDataset, checksum, prune, store_bytes, store_name
+from learner.errors import UserError
+
+SIZE = 12
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Labelled:
+    "Nine JPEGs of noise."
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    files = [str(tmp_path / "images" / f"{n}.jpg") for n in range(9)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(file)
+    return Labelled(tuple(files), tuple(range(9)))
+
+
+def open_all(labelled: Labelled, folder: Path) -> StoredDataset:
+    return StoredDataset(labelled, SIZE, Store(folder / "stores" / "one", len(labelled), SIZE), 0)
+
+
+def assert_right(dataset: StoredDataset) -> None:
+    for i, file in enumerate(dataset.labelled.files):
+        np.testing.assert_array_equal(dataset.pixels(i), decode(file, SIZE))
+
+
+def test_pictures_are_decoded_once_and_stay(labelled, tmp_path, monkeypatch) -> None:
+    assert_right(open_all(labelled, tmp_path))
+    again = open_all(labelled, tmp_path)
+    assert again.store.filled == 9
+    truth = [decode(file, SIZE) for file in labelled.files]
+    monkeypatch.setattr("learner.data.loader.decode", lambda *_: pytest.fail("decoded a second time"))
+    for i, picture in enumerate(truth):
+        np.testing.assert_array_equal(again.pixels(i), picture)
+
+
+@given(row=st.integers(0, 8), place=st.integers(0, SIZE * SIZE * 3 - 1), flip=st.integers(1, 255))
+def test_a_damaged_row_is_decoded_again(tmp_path_factory, row, place, flip) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    picture = np.random.default_rng(row).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    Store(folder / "one", 9, SIZE).put(row, picture)
+    with open(folder / "one" / "pixels", "r+b") as file:
+        file.seek(row * picture.size + place)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ flip]))
+    reopened = Store(folder / "one", 9, SIZE)
+    assert reopened.filled == 1 and reopened.get(row) is None
+    reopened.put(row, picture)
+    np.testing.assert_array_equal(Store(folder / "one", 9, SIZE).get(row), picture)
+
+
+def test_a_row_whose_writer_died_before_its_checksum_is_not_there(labelled, tmp_path) -> None:
+    dataset = open_all(labelled, tmp_path)
+    dataset.store.pixels[3] = 77
+    assert dataset.store.get(3) is None
+    assert_right(dataset)
+
+
+def test_a_black_picture_and_an_empty_row_differ() -> None:
+    black = np.zeros((SIZE, SIZE, 3), np.uint8)
+    assert checksum(black) != 0
+
+
+def test_an_unreadable_file_is_reported_every_time_and_never_stored(labelled, tmp_path) -> None:
+    Path(labelled.files[4]).write_bytes(b"")
+    dataset = open_all(labelled, tmp_path)
+    for _ in range(2):
+        with pytest.raises(BadImage, match=r"4\.jpg.*empty"):
+            dataset.pixels(4)
+    assert dataset.store.filled == 0
+
+
+def test_the_name_changes_with_all_that_pixels_depend_on(labelled) -> None:
+    names = [
+        store_name(labelled.files, SIZE),
+        store_name(labelled.files, SIZE + 1),
+        store_name(labelled.files[1:], SIZE),
+    ]
+    names.append(store_name(labelled.files[::-1], SIZE))
+    os.utime(labelled.files[0], ns=(1, 1))
+    names.append(store_name(labelled.files, SIZE))
+    Path(labelled.files[0]).write_bytes(b"longer or shorter")
+    os.utime(labelled.files[0], ns=(1, 1))
+    names.append(store_name(labelled.files, SIZE))
+    os.remove(labelled.files[0])
+    names.append(store_name(labelled.files, SIZE))
+    assert len(set(names)) == len(names)
+    assert store_name(labelled.files, SIZE) == names[-1]
+
+
+def fill(labelled: Labelled, folder: Path, rows: range) -> None:
+    dataset = open_all(labelled, folder)
+    for i in rows:
+        dataset.pixels(i)
+
+
+def test_processes_fill_one_store_together(labelled, tmp_path) -> None:
+    context = multiprocessing.get_context("spawn")
+    parts = [range(5), range(3, 9)]
+    writers = [context.Process(target=fill, args=(labelled, tmp_path, part)) for part in parts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    dataset = open_all(labelled, tmp_path)
+    assert dataset.store.filled == 9
+    assert_right(dataset)
+
+
+def test_a_disk_without_room_is_said_and_nothing_is_left(tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"store of decoded images .* No space left .* --cache off"):
+        Store(tmp_path / "stores" / "one", 9, SIZE)
+    assert [entry.name for entry in (tmp_path / "stores").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("harm", ["truncate", "remove"])
+def test_a_store_whose_files_were_cut_is_made_anew(labelled, tmp_path, harm) -> None:
+    assert_right(open_all(labelled, tmp_path))
+    file = tmp_path / "stores" / "one" / "pixels"
+    os.truncate(file, 100) if harm == "truncate" else file.unlink()
+    dataset = open_all(labelled, tmp_path)
+    assert dataset.store.filled == 0
+    assert_right(dataset)
+
+
+def test_pruning_removes_the_least_recently_used_but_none_in_use(tmp_path) -> None:
+    one_size = store_bytes(9, SIZE)
+    stores = {}
+    for age, name in enumerate(["old", "middle", "young"]):
+        stores[name] = Store(tmp_path / name, 9, SIZE)
+        os.utime(tmp_path / name, (time.time() - 1000 + age, time.time() - 1000 + age))
+    assert prune(tmp_path, limit=one_size) == []
+    (tmp_path / ".middle.killed").mkdir()
+    del stores["middle"], stores["young"]
+    assert prune(tmp_path, limit=2 * one_size) == ["middle"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["lock", "old", "young"]
+    assert prune(tmp_path, limit=0, keep=["young"]) == []
+    assert stores["old"].filled == 0
