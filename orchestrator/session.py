@@ -77,8 +77,8 @@ def open_session(config: Config) -> Iterator[Session]:
     split = open_split(root, config.seed)
     job, plan = make_job(config, split), make_plan(config, split)
     folder = RunFolder(config.runs, config.name or default_name(config))
-    job = dataclasses.replace(job, store=make_store(config, split))
     report_configuration(config, devices, split, plan, folder)
+    job = dataclasses.replace(job, store=make_store(config, split))
     tracker = Tracker(folder, Terminal())
     try:
         print(f"starting {devices} ...\n", flush=True)
