@@ -55,6 +55,8 @@ class Config:
     accumulate: int = option(1, "put each batch through the model in N parts, to save memory", TRAIN, "N")
     ema: float = option(0.0, "validate and save averaged weights, with this decay; 0: none", TRAIN, "DECAY")
     precision: str = option("fp32", "arithmetic of forward and backward", TRAIN, choices=("fp32", "bf16", "fp16"))
+    early_stop: int = option(0, "end after N epochs without a better accuracy; 0: never", TRAIN, "N")
+    save_best: bool = option(False, "save the epoch with the best accuracy instead of the last", TRAIN)
     seed: int = option(42, "seeds weights, order, augmentation and random splits", TRAIN, "N")
 
     gpus: str | None = option(None, "a count (4), ids (0,2) or all; default: all visible GPUs", WHERE, "N|IDS|all")
@@ -78,6 +80,7 @@ class Config:
             self._check_choice(one)
         for name in ("size", "epochs", "batch_size", "accumulate"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
+        self._require("early_stop", self.early_stop >= 0, "0 or more")
         self._require("seed", self.seed >= 0, "0 or more")
         self._require("cpus", self.cpus is None or self.cpus >= 1, "1 or more")
         for name in ("momentum", "label_smoothing", "ema"):

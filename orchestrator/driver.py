@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from learner.errors import UserError
 from learner.schedule import SCHEDULES, one_cycle_momentum
 from orchestrator.tally import Tally, step_losses
 from orchestrator.tracker import Tracker
+
+
+OnEpoch = Callable[[dict[str, Any]], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +129,8 @@ def refuse_nan(reports: Sequence[Report]) -> None:
             )
 
 
-def train(plan: Plan, gang: Gang, tracker: Tracker) -> dict[str, Any]:
-    "Train and validate for all epochs; the last epoch's row."
+def train(plan: Plan, gang: Gang, tracker: Tracker, on_epoch: OnEpoch = lambda row: True) -> dict[str, Any]:
+    "Train and validate for all epochs, or until `on_epoch` of a row says False; the last epoch's row."
     tracker.start(plan.epochs * (plan.train_batches + plan.valid_batches))
     row: dict[str, Any] = {}
     train_pace, valid_pace = Pace(), Pace()
@@ -137,4 +140,6 @@ def train(plan: Plan, gang: Gang, tracker: Tracker) -> dict[str, Any]:
         measured = one_pass(plan, gang, tracker, False, epoch, valid_pace)
         step = (epoch + 1) * plan.train_batches
         row = tracker.epoch(epoch, step, plan.hypers(step - 1)["lr"], learned, measured)
+        if not on_epoch(row):
+            break
     return row

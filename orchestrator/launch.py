@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,26 +11,13 @@ from orchestrator.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
-    "Train as `config` says, from the data to the model's file; the last epoch's row."
-    from orchestrator.driver import train  # here, since torch is not needed for --help and for most mistakes
-    from orchestrator.lr_finder import range_test, suggestion
+    "Train as `config` says, from the data to the model's file; the row of the epoch whose model was saved."
+    from orchestrator.fit import fit  # here, since --help and most mistakes need no torch
     from orchestrator.session import open_session
     from orchestrator.summary import conclude
 
     with open_session(config) as session:
-        session.show_samples()
-        plan = session.plan
-        if config.lr == "auto":
-            test = range_test(plan, session.gang)
-            rate = suggestion(test)
-            print(
-                f"LR finder: {len(test.losses)} steps, suggestion {rate:.3g}; training goes on at that rate\n",
-                flush=True,
-            )
-            session.show_range_test(test, rate)
-            plan = dataclasses.replace(plan, lr=rate)
-        row = train(plan, session.gang, session.tracker)
-        session.save_model()
+        row = fit(session)
     conclude(config, session.folder, row, len(session.tracker.bad_images))
     return row
 

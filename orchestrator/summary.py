@@ -47,7 +47,8 @@ def conclude(config: Config, folder: RunFolder, row: dict[str, Any], n_bad: int)
     "Say what was reached, where it lies and how to look at it."
     if n_bad:
         print(f"{n_bad} unreadable images were skipped; they are listed in {folder.path / 'bad_images.csv'}")
-    print(f"\naccuracy {row['accuracy']:.4f} on the validation set after {config.epochs} epochs")
+    done = row["epoch"] + 1
+    print(f"\naccuracy {row['accuracy']:.4f} on the validation set after {done} epoch{'s' if done > 1 else ''}")
     print(f"run directory: {folder.path}")
     print(f"look at it:    {tensorboard_command()} --logdir {config.runs}")
 
