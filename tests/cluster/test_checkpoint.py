@@ -1,0 +1,148 @@
+"A checkpoint is whole or not there: what is damaged, cut, killed half-way or hostile is passed over, and said."
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.checkpoint import Checkpoints
+from learner.errors import UserError
+
+TENSORS = {"model.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "optimizer.0.steps": np.array(7)}
+
+
+def test_what_was_saved_comes_back(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.newest() == (None, [])
+    checkpoints.save(12, TENSORS, {"epoch": 3, "rows": [1.5, None]})
+    found, broken = checkpoints.newest()
+    assert found is not None and not broken
+    assert found.step == 12 and found.meta["epoch"] == 3 and found.meta["rows"] == [1.5, None]
+    assert found.tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        np.testing.assert_array_equal(found.tensors[name], tensor)
+        assert found.tensors[name].dtype == tensor.dtype
+
+
+def test_the_newest_are_kept_and_one_can_be_replaced(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 9, 10, 100):
+        checkpoints.save(step, TENSORS, {"epoch": step})
+    assert checkpoints.steps() == [10, 100]
+    checkpoints.save(100, TENSORS, {"epoch": -1})
+    assert checkpoints.load(100).meta["epoch"] == -1 and checkpoints.steps() == [10, 100]
+
+
+@given(part=st.sampled_from(["state.safetensors", "meta.json"]), place=st.floats(0, 1, exclude_max=True),
+       flip=st.integers(1, 255))  # fmt: skip
+def test_any_flipped_bit_is_seen_and_the_one_before_is_used(tmp_path_factory, part, place, flip) -> None:
+    folder = tmp_path_factory.mktemp("flipped")
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, TENSORS, {"epoch": 0})
+    path = checkpoints.save(2, TENSORS, {"epoch": 1}) / part
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= flip
+    path.write_bytes(content)
+    found, broken = checkpoints.newest()
+    assert found is not None
+    if found.step == 2:
+        assert part == "meta.json" and found.meta == {"epoch": 1, "step": 2}, "only the spelling may have changed"
+    else:
+        assert found.step == 1 and len(broken) == 1 and "step_2 can't be used" in broken[0]
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "no meta", "no state", "huge json", "deep json", "list", "pickle"])
+def test_damage_of_every_kind_is_one_sentence(tmp_path, harm) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    folder = checkpoints.save(5, TENSORS, {})
+    state, meta = folder / "state.safetensors", folder / "meta.json"
+    if harm == "cut":
+        state.write_bytes(state.read_bytes()[:-3])
+    elif harm == "empty":
+        meta.write_bytes(b"")
+    elif harm.startswith("no"):
+        (meta if harm == "no meta" else state).unlink()
+    elif harm == "huge json":
+        meta.write_text('{"step": 1' + "0" * 5000 + "}")
+    elif harm == "deep json":
+        meta.write_text("[" * 100_000)
+    elif harm == "list":
+        meta.write_text("[5]")
+    else:
+        state.write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(UserError, match=r"checkpoint .*step_5 can't be used: "):
+        checkpoints.load(5)
+    found, broken = checkpoints.newest()
+    assert found is None and len(broken) == 1
+    assert not (tmp_path / "exploited").exists()
+
+
+class Exploit:
+    "Leaves a file where it is unpickled."
+
+    def __reduce__(self):
+        return os.system, ("touch exploited",)
+
+
+KILLED = """
+import os, sys
+from cluster import checkpoint
+from cluster.checkpoint import Checkpoints
+import numpy as np
+calls, at = 0, int(sys.argv[2])
+def hook(event, args):
+    global calls
+    if event in ("open", "os.mkdir", "os.rename", "os.rmdir", "os.remove") and sys.argv[1] in str(args[0]):
+        calls += 1
+        if calls == at: os.kill(os.getpid(), 9)
+checkpoints = Checkpoints(__import__("pathlib").Path(sys.argv[1]), keep=1)
+checkpoints.save(1, {"w": np.zeros(3)}, {})
+sys.addaudithook(hook)
+checkpoints.save(2, {"w": np.ones(3)}, {})
+print("done", calls)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_sound_checkpoint(tmp_path) -> None:
+    "SIGKILL at each file operation of a save in turn, until one save gets through."
+    for moment in range(1, 40):
+        folder = tmp_path / str(moment)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(folder), str(moment)], capture_output=True, check=False
+        )
+        found, _ = Checkpoints(folder).newest()
+        assert found is not None and found.tensors["w"].tolist() == [found.step - 1.0] * 3
+        if done.returncode == 0:
+            assert found.step == 2 and moment > 5
+            return
+        assert done.returncode == -signal.SIGKILL
+    pytest.fail("the save never got through")
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, TENSORS, {})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, TENSORS, {})
+    monkeypatch.undo()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step_1"]
+    assert checkpoints.load(1).meta["step"] == 1
+    with pytest.raises(UserError, match="step_2"):
+        checkpoints.load(2)
+
+
+def test_meta_is_json_that_anyone_can_read(tmp_path) -> None:
+    folder = Checkpoints(tmp_path).save(3, TENSORS, {"epoch": 1})
+    assert json.loads((folder / "meta.json").read_text())["epoch"] == 1
