@@ -1,8 +1,8 @@
 """Checkpoints: a run's tensors and a JSON of where it stood, on disk, whole or not at all.
 
 A checkpoint is a folder `step_N` with `state.safetensors` and `meta.json`. It is written under another name, forced to
-the disk, and renamed; the JSON has the SHA-256 of the tensors' file and of its own content. So a checkpoint that bears its name is complete,
-and one that the disk damaged later is seen and passed over. Nothing is unpickled.
+the disk, and renamed; the JSON has a SHA-256 over the tensors and itself. So a checkpoint that bears its name is
+complete, and one that the disk damaged later is seen and passed over. Nothing is unpickled.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ def import_ray(loopback: bool) -> ModuleType:
     if loopback:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
+    import ray._private.worker
 
+    # what Ray's raylet has to say of a worker's death; there is no public switch for it, as there is for logs
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     return ray
 
 

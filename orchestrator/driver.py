@@ -15,7 +15,6 @@ from learner.schedule import SCHEDULES, one_cycle_momentum
 from orchestrator.tally import Tally, step_losses
 from orchestrator.tracker import Tracker
 
-
 OnEpoch = Callable[[dict[str, Any]], bool]
 
 

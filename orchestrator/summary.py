@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ from orchestrator.run_folder import RunFolder
 
 
 def default_name(config: Config) -> str:
-    "data-arch, from the last part of a path or a URL."
-    last = Path(config.data.rstrip("/")).name or "data"
+    "data-arch, from the last part of a path or a URL, without an archive's ending."
+    last = re.sub(r"(\.tar)?\.(tgz|gz|tar|zip)$", "", Path(config.data.rstrip("/")).name) or "data"
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{last}-{config.arch}").lstrip(".-")
 
 
