@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from learner.data.files import Labelled
 from learner.data.normalize import Normalize
+from learner.interpret import Outcomes
 from learner.metrics import Sums
 
 
@@ -13,9 +17,12 @@ from learner.metrics import Sums
 class Job:
     """What every worker is told, the same for all ranks: pictures are `presize` square in memory, `size` in use.
 
+    `channels` is 3, or 1 for pictures in grey;
     `store` is the folder of the store of decoded pictures, if there is to be one;
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
-    `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16.
+    `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
+    `weights` replace those that the seed gives, all or some by name;
+    `outcomes` asks for what the model makes of each validation sample, with so many likeliest classes (0: for none).
     """
 
     train: Labelled
@@ -30,6 +37,7 @@ class Job:
     augment: bool
     sync_batchnorm: bool
     skip_bad_images: bool
+    channels: int = 3
     store: str | None = None
     optimizer: str = "sgd"
     momentum: float | None = None
@@ -39,6 +47,8 @@ class Job:
     ema: float = 0.0
     accumulate: int = 1
     precision: str = "fp32"
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    outcomes: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,8 @@ class Chunk:
 class Report:
     """What one rank did in a chunk: per batch its sum of losses and its count, in all its sums and counts.
 
-    `seconds` has the chunk's total, and of it the time waiting for data and for communication.
+    `seconds` has the chunk's total, and of it the time waiting for data and for communication. `outcomes` are those of
+    its validation samples, where the job asks for them.
     """
 
     rank: int
@@ -70,3 +81,4 @@ class Report:
     sums: Sums
     seconds: dict[str, float]
     bad_images: list[tuple[str, str]] = field(default_factory=list)
+    outcomes: Outcomes | None = None

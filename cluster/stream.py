@@ -18,7 +18,7 @@ class LocalBatches:
     def __init__(self, job: Job, rank: int, world_size: int, threads: int) -> None:
         self.job, self.rank, self.world_size = job, rank, world_size
         n = len(job.train) + len(job.valid)
-        self.store = Store(Path(job.store), n, job.presize) if job.store else None
+        self.store = Store(Path(job.store), n, job.presize, job.channels) if job.store else None
         self.loaders = {train: self._loader(train, threads) for train in (True, False)}
         self._stream: Iterator[tuple[Readable, range]] = iter(())
         self._next: tuple[bool, int, int] | None = None
@@ -30,7 +30,7 @@ class LocalBatches:
         "The training or the validation set; in the store, this one comes behind that one."
         labelled = self.job.train if train else self.job.valid
         if self.store is None:
-            return Dataset(labelled, self.job.presize)
+            return Dataset(labelled, self.job.presize, self.job.channels)
         return StoredDataset(labelled, self.job.presize, self.store, 0 if train else len(self.job.train))
 
     def open(self, chunk: Chunk) -> Iterator[tuple[Readable, range]]:

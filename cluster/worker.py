@@ -18,6 +18,7 @@ from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
 from learner.callbacks.clip import ClipGradients
 from learner.callbacks.ema import EMA
+from learner.callbacks.outcomes import KeepOutcomes
 from learner.callbacks.precision import MixedPrecision
 from learner.callbacks.setup import SetupLearner
 from learner.data.augment import Augment
@@ -46,6 +47,8 @@ def callbacks(job: Job, device: torch.device) -> list[Callback]:
         chosen.append(ClipGradients(job.clip))
     if job.ema:
         chosen.append(EMA(job.ema))
+    if job.outcomes:
+        chosen.append(KeepOutcomes(job.batch_size, job.outcomes))
     return chosen
 
 
@@ -55,7 +58,7 @@ class Worker:
     def __init__(self, job: Job, comm: Comm, device: torch.device, loader_threads: int) -> None:
         self.job, self.comm, self.device = job, comm, device
         torch.manual_seed(job.seed)
-        model = build(job.arch, 3, job.n_classes).to(device)
+        model = build(job.arch, job.channels, job.n_classes).to(device)
         self._share(model)
         self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
         self.results = RankResults()
@@ -69,7 +72,9 @@ class Worker:
         self.learner("after_opt")
 
     def _share(self, model: Module) -> None:
-        "Start from rank 0's weights, and let BatchNorm see the global batch."
+        "Start from the job's weights where it has some, and from rank 0's; let BatchNorm see the global batch."
+        given = {name: torch.tensor(array) for name, array in self.job.weights.items()}
+        model.load_state_dict(model.state_dict() | given)
         for tensor in model.state_dict().values():
             self.comm.broadcast_(tensor)
         if self.job.sync_batchnorm and self.comm.world_size > 1:
@@ -98,17 +103,22 @@ class Worker:
             "data": data_seconds,
             "communication": self.comm.seconds - waited,
         }
-        return Report(self.comm.rank, chunk, losses, list(self.results.ns), self.results.totals(), seconds, bad)
+        counts, sums = list(self.results.ns), self.results.totals()
+        outcomes = next((cb.take() for cb in self.learner.cbs if isinstance(cb, KeepOutcomes)), None)
+        return Report(self.comm.rank, chunk, losses, counts, sums, seconds, bad, outcomes)
 
     def _enter(self, chunk: Chunk) -> None:
-        "Set the Learner to the chunk's place; going over between training and validation is what callbacks hear of."
-        learner = self.learner
-        learner.epoch, learner.global_step = chunk.epoch, chunk.step
+        "Set the Learner to the chunk's place."
+        self.learner.epoch, self.learner.global_step = chunk.epoch, chunk.step
         self.results.reset()
-        if learner.model.training != chunk.train:
-            learner("cleanup_epoch")
-            learner.model.training = chunk.train
-            learner("before_epoch")
+        self._turn_to(chunk.train)
+
+    def _turn_to(self, training: bool) -> None:
+        "Go over between training and validation, which callbacks hear of: one may put other weights in place."
+        if self.learner.model.training != training:
+            self.learner("cleanup_epoch")
+            self.learner.model.training = training
+            self.learner("before_epoch")
 
     def _step(self, batch: Readable, start: int, hypers: dict[str, float]) -> None:
         "One global batch, of which `batch` is this rank's part from position `start` on."
@@ -132,7 +142,8 @@ class Worker:
             buffer.div_(self.comm.world_size)
 
     def _states(self) -> list[dict[str, Tensor]]:
-        "All that training changes: the model, the optimizer, and what callbacks keep."
+        "All that training changes, as training sees it: the model, the optimizer, and what callbacks keep."
+        self._turn_to(True)
         kept = [cb.state_dict() for cb in self.learner.cbs]
         return [self.learner.model.state_dict(), self.learner.opt.state_dict(), *kept]
 
@@ -149,6 +160,23 @@ class Worker:
             cb.load_state_dict(state)
         self.reducer.flat.zero_()
 
+    def snapshot(self) -> dict[str, np.ndarray]:
+        "A copy of all that training changes, by names that say whose it is."
+        states = enumerate(self._states())
+        return {f"{n}/{name}": t.cpu().numpy().copy() for n, state in states for name, t in state.items()}
+
+    def load(self, snapshot: dict[str, np.ndarray]) -> None:
+        "Take over what `snapshot` of another worker, or of this one in another life, gave."
+        self.save()
+        saved: list[dict[str, Tensor]] = [{} for _ in self._saved]
+        for full_name, array in snapshot.items():
+            number, _, name = full_name.partition("/")
+            if not number.isdigit() or int(number) >= len(saved):
+                raise UserError(f"a checkpoint has {full_name!r}, which this model and these options have no place for")
+            saved[int(number)][name] = torch.from_numpy(array.copy()).to(self.device)
+        self._saved = saved
+        self.restore()
+
     def fingerprint(self) -> str:
         "A checksum of all bits that training changes: equal on all ranks, or something is wrong."
         crc = 0
@@ -164,7 +192,7 @@ class Worker:
         return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
 
     def samples(self, n: int) -> tuple[np.ndarray, list[int]]:
-        "The first `n` training images as the model sees them in step 0, uint8 (n, size, size, 3), and their classes."
+        "The first `n` training images as the model sees them in step 0, bytes (n, size, size, channels), and classes."
         order = epoch_order(len(self.job.train), self.job.seed, 0)[:n]
         batch = collate_readable(self.data.dataset(True), order)
         setup = callbacks(self.job, torch.device("cpu"))[:1]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.errors import UserError
+from learner.groups import Splitter, freeze_to, layer_groups, one_group
 from learner.losses import cross_entropy
 from learner.module import Module
 from learner.optim import SGD, Optimizer
@@ -63,7 +65,8 @@ class Learner:
     """Fits `model` to `dls.train`, and measures it on `dls.valid` after each epoch.
 
     `dls` holds two iterables of batches (inputs, targets); `loss_func(preds, targets)` gives a scalar;
-    `opt_func(parameters, lr)` an optimizer, made anew by each `fit`. While it runs, callbacks find in it `epoch`,
+    `opt_func(parameters, lr)` an optimizer, made anew by each `fit`; where `splitter` makes several groups of the
+    model's layers, it is given those. While it runs, callbacks find in it `epoch`,
     `num` (of the batch in its epoch), `global_step` (optimizer steps done), `batch`, `preds`, `loss`, `opt` and `dl`.
     """
 
@@ -80,8 +83,10 @@ class Learner:
         lr: float = 0.1,
         cbs: Sequence[Callback] = (),
         opt_func: Callable[..., Optimizer] = SGD,
+        splitter: Splitter = one_group,
     ) -> None:
         self.model, self.dls, self.loss_func, self.lr, self.opt_func = model, dls, loss_func, lr, opt_func
+        self.splitter = splitter
         self.epoch = self.num = self.global_step = self.n_epochs = 0
         self.rows: Tensor | None = None  # where the batch's samples stand in a larger batch that it is a part of
         self.loss_scale = 1.0
@@ -113,13 +118,28 @@ class Learner:
         finally:
             self(f"cleanup_{name}")
 
+    def freeze_to(self, n: int) -> None:
+        "Train the splitter's layer groups from number `n` on (negative: from the end), and BatchNorm in all of them."
+        freeze_to(self.model, layer_groups(self.model, self.splitter), n)
+
+    def freeze(self) -> None:
+        "Train the last layer group and BatchNorm alone; UserError if it is the only one."
+        if len(layer_groups(self.model, self.splitter)) < 2:
+            raise UserError("all layers are in one group, which freeze() would train: pass splitter=body_and_head")
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        "Train all layers."
+        self.freeze_to(0)
+
     def fit(self, n_epochs: int) -> None:
         "Train for `n_epochs`, each followed by a validation."
         self.n_epochs, self.global_step = n_epochs, 0
         self.phase("fit", self._all_epochs)
 
     def _all_epochs(self) -> None:
-        self.opt = self.opt_func(self.model.parameters(), self.lr)
+        groups = layer_groups(self.model, self.splitter)
+        self.opt = self.opt_func(groups if len(groups) > 1 else groups[0], self.lr)
         self("after_opt")
         for self.epoch in range(self.n_epochs):
             self.one_epoch(True)

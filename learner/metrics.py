@@ -35,8 +35,12 @@ def top_k(k: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 def confusion(preds: Tensor, targets: Tensor) -> Tensor:
     "How often each class (row) was taken for each (column): int64 (classes, classes); those of batches add up."
-    n = preds.shape[1]
-    return torch.bincount(targets * n + preds.argmax(1), minlength=n * n).view(n, n)
+    return count_pairs(targets, preds.argmax(1), preds.shape[1])
+
+
+def count_pairs(targets: Tensor, predicted: Tensor, n_classes: int) -> Tensor:
+    "As `confusion`, from the predicted class numbers (n,) int64."
+    return torch.bincount(targets * n_classes + predicted, minlength=n_classes**2).view(n_classes, n_classes)
 
 
 def per_class(confused: Tensor) -> dict[str, Tensor]:

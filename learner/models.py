@@ -7,8 +7,25 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from learner.errors import UsageError
-from learner.layers import AdaptivePool, ConvLayer, Linear
+from learner.layers import Activation, AdaptivePool, ConvLayer, Linear
 from learner.module import Module, Sequential
+from learner.resnet import resnet18, resnet34, resnet50
+from learner.xresnet import xresnet18, xresnet34, xresnet50
+
+DIGIT = 28  # the digit chapter's pictures are 28 x 28
+
+
+def linear(n_in: int = 1, n_out: int = 10) -> Module:
+    """The digit chapter's first model: a weight for each pixel and class, for pictures of any size.
+
+    At 28 x 28 it sees the pixels themselves; another size is first averaged (or a smaller one repeated) to 28 x 28.
+    """
+    return Sequential(AdaptivePool(DIGIT), Linear(n_in * DIGIT**2, n_out))
+
+
+def simple_net(n_in: int = 1, n_out: int = 10) -> Module:
+    "The digit chapter's network: 28 x 28 pixels as `linear` sees them, 30 hidden numbers, a ReLU, a linear layer."
+    return Sequential(AdaptivePool(DIGIT), Linear(n_in * DIGIT**2, 30), Activation("relu"), Linear(30, n_out))
 
 
 def simple_cnn(n_in: int = 3, n_out: int = 10, norm: bool = False) -> Module:
@@ -23,7 +40,23 @@ def simple_cnn_bn(n_in: int = 3, n_out: int = 10) -> Module:
     return simple_cnn(n_in, n_out, norm=True)
 
 
-MODELS: dict[str, Callable[[int, int], Module]] = {model.__name__: model for model in (simple_cnn, simple_cnn_bn)}
+def conv_net(n_in: int = 3, n_out: int = 10) -> Module:
+    """The 2019 lesson's ConvNet: seven convolutions with BatchNorm, of which all but the first halve the picture.
+
+    The first is as wide as the largest power of two in what it sees of a picture, n_in * 3 * 3 numbers: more could
+    only repeat them. The next two double it; then come the lesson's 64, 64, 128 and 256.
+    """
+    first = 1 << (n_in * 9).bit_length() - 1
+    widths = [n_in, first, first * 2, first * 4, 64, 64, 128, 256]
+    convs = [ConvLayer(a, b, stride=2 if number else 1, norm=True) for number, (a, b) in enumerate(pairwise(widths))]
+    return Sequential(*convs, AdaptivePool(), Linear(widths[-1], n_out))
+
+
+NAMED = (
+    linear, simple_net, simple_cnn, simple_cnn_bn, conv_net, resnet18, resnet34, resnet50, xresnet18, xresnet34,
+    xresnet50,
+)  # fmt: skip
+MODELS: dict[str, Callable[[int, int], Module]] = {model.__name__: model for model in NAMED}
 
 
 def build(name: str, n_in: int, n_out: int) -> Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -10,15 +11,20 @@ import torch
 
 from cluster.gang import Gang, LocalGang
 from cluster.worker import Job, refuse_bad
+from learner.data.block import DataBlock, make_block
 from learner.data.files import Split
-from learner.data.loader import Dataset, collate_readable, epoch_order
+from learner.data.images import is_grey
+from learner.data.loader import Dataset, Readable, collate_readable, epoch_order
 from learner.data.normalize import Normalize
+from learner.data.sources import resolve
 from learner.data.store import Store, prune, store_bytes, store_name
 from learner.errors import UsageError, UserError
 from orchestrator.config import Config
 from orchestrator.devices import Devices, choose
 from orchestrator.driver import Plan
-from orchestrator.run_folder import RunFolder
+from orchestrator.terminal import download_bar
+
+ENOUGH_IMAGES = 64
 
 
 def visible_devices(config: Config) -> Devices:
@@ -40,7 +46,13 @@ def check_batch_size(config: Config, devices: Devices) -> None:
         )
 
 
-def make_store(config: Config, split: Split) -> str | None:
+def open_data(config: Config) -> tuple[Path, DataBlock]:
+    "The folder that the data is in, fetched or made if need be, and how it is to be listed, split and labelled."
+    root = resolve(config.data, Path(config.data_dir).expanduser(), download_bar())
+    return root, make_block(root, config.split, config.label_regex, config.labels_csv, config.seed)
+
+
+def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
     """The folder of the store of decoded images, made here so that a lack of room shows before workers start.
 
     With --cache auto a run goes on without one where it has no room, saying so; None then, and with --cache off.
@@ -50,13 +62,14 @@ def make_store(config: Config, split: Split) -> str | None:
     automatic = config.cache == "auto"
     parent = Path(config.data_dir, "stores").expanduser() if automatic else Path(config.cache).expanduser()
     files = [*split.train.files, *split.valid.files]
-    size, name = store_bytes(len(files), config.presize), store_name(files, config.presize)
+    shape = config.presize, channels
+    size, name = store_bytes(len(files), *shape), store_name(files, *shape)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         prune(parent, keep=[name])
         if automatic and not (parent / name).exists() and size > shutil.disk_usage(parent).free / 2:
             raise UserError(f"{size / 2**20:.0f} MiB would take more than half of what is free in {parent}")
-        there = Store(parent / name, len(files), config.presize).filled
+        there = Store(parent / name, len(files), *shape).filled
     except (OSError, UserError) as error:
         if not automatic:
             raise
@@ -66,11 +79,23 @@ def make_store(config: Config, split: Split) -> str | None:
     return str((parent / name).absolute())
 
 
-def make_job(config: Config, split: Split) -> Job:
-    "What all workers are told; looks into the first batch for the statistics that normalise all images."
-    first = epoch_order(len(split.train), config.seed, 0)[: config.batch_size]
-    batch = collate_readable(Dataset(split.train, config.presize), first)
+def first_images(config: Config, split: Split) -> Readable:
+    """The first training images, which speak for all: are they in colour, and how bright?
+
+    They are the first batch, or more where it is small: Imagenette is in colour, but each fiftieth image is not.
+    """
+    first = epoch_order(len(split.train), config.seed, 0)[: max(config.batch_size, ENOUGH_IMAGES)]
+    channels = 3 if isinstance(config.channels, str) else config.channels
+    batch = collate_readable(Dataset(split.train, config.presize, channels), first)
     refuse_bad(batch.bad, skip=config.bad_images == "skip" and len(batch.rows) > 0)
+    if config.channels == "auto" and is_grey(batch.inputs):
+        return dataclasses.replace(batch, inputs=batch.inputs[..., :1])
+    return batch
+
+
+def make_job(config: Config, split: Split) -> Job:
+    "What all workers are told; the first images decide on the channels and on how all are normalised."
+    images = first_images(config, split).inputs
     return Job(
         train=split.train,
         valid=split.valid,
@@ -88,7 +113,8 @@ def make_job(config: Config, split: Split) -> Job:
         ema=config.ema,
         accumulate=config.accumulate,
         precision=config.precision,
-        normalize=Normalize.of(batch.inputs),
+        channels=images.shape[-1],
+        normalize=Normalize.of(images),
         augment=config.augment,
         sync_batchnorm=config.sync_batchnorm,
         skip_bad_images=config.bad_images == "skip",
@@ -109,13 +135,13 @@ def make_plan(config: Config, split: Split) -> Plan:
     )
 
 
-def make_gang(job: Job, devices: Devices, config: Config, folder: RunFolder) -> Gang:
-    "One worker in this process, or Ray actors."
+def make_gang(job: Job, devices: Devices, config: Config, logs: Path) -> Gang:
+    "One worker in this process, or Ray actors; each writes its log into the folder `logs`."
     if devices.in_process:
-        return LocalGang(job, "cuda" if devices.gpus_each else "cpu", folder.logs)
+        return LocalGang(job, "cuda" if devices.gpus_each else "cpu", logs)
     from cluster.ray_gang import RayGang, Workers
 
-    gang = RayGang(job, Workers(devices.count, devices.gpus_each, devices.backend, config.address), folder.logs)
+    gang = RayGang(job, Workers(devices.count, devices.gpus_each, devices.backend, config.address), logs)
     for warning in gang.cluster.warnings:
         print(f"warning: {warning}", flush=True)
     return gang

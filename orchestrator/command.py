@@ -6,33 +6,43 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from learner.errors import UsageError, UserError
 from orchestrator.command_line import parse
-from orchestrator.config import Config
+from orchestrator.stop import Interrupted
 
 KEPT = "the epochs that were done are in history.csv"
 
 
-def command(name: str, run: Callable[[Config], object], argv: Sequence[str] | None = None) -> int:
-    """Parse the command line of `python -m orchestrator.NAME` and `run` it.
+def command(
+    name: str,
+    run: Callable[[Any], object],
+    argv: Sequence[str] | None = None,
+    read: Callable[[Sequence[str], str], Any] = parse,
+    kept: str = KEPT,
+) -> int:
+    """`read` the command line of `python -m orchestrator.NAME` and `run` what it asks for.
 
-    The exit code: 0 done, 1 failed, 2 asked for the impossible, 130 Ctrl-C; SIGTERM ends the process with 143.
+    `kept` says what is left of one that was cut short. The exit code: 0 done, 1 failed, 2 asked for the impossible,
+    130 Ctrl-C; SIGTERM ends the process with 143.
     """
     arguments = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        run(parse(arguments, name))
+        run(read(arguments, name))
         return 0
+    except Interrupted as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
-        print(f"\ninterrupted: workers are stopped, {KEPT}", file=sys.stderr)
+        print(f"\ninterrupted: workers are stopped, {kept}", file=sys.stderr)
         return 130
     except UserError as error:
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1, arguments)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{place}; {KEPT}", 1, arguments)
+        return _fail(f"{error.strerror or error}{place}; {kept}", 1, arguments)
 
 
 def _terminate(*_: object) -> NoReturn:

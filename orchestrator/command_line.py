@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,17 +32,30 @@ class Parser(argparse.ArgumentParser):
         "Raise UsageError instead of printing the whole usage."
         raise UsageError(message)
 
+    def add_fields(self, names: Collection[str], texts: Mapping[str, str] | None = None) -> None:
+        "Add a flag for each of these fields of Config; `texts` replace what --help says of some."
+        groups: dict[str, Any] = {}
+        for one in dataclasses.fields(Config):
+            if one.name in names:
+                title = one.metadata["group"]
+                if title not in groups:
+                    groups[title] = self.add_argument_group(title)
+                groups[title].add_argument(flag(one.name), dest=one.name, **_argument(one, (texts or {}).get(one.name)))
+
+    def read(self, argv: Sequence[str]) -> dict[str, Any]:
+        "What was given by name; flags may have underscores. UsageError for what is unknown."
+        given, unknown = self.parse_known_intermixed_args([_dashed(arg) for arg in argv])
+        if unknown:
+            raise UsageError(_unknown(unknown[0], [name for name in self._option_string_actions if name[:2] == "--"]))
+        return vars(given)
+
 
 def parse(argv: Sequence[str], command: str = "launch") -> Config:
     """The Config of a command line; flags win over the file that `--config` names.
 
     Raises UsageError for what can't be read; exits by itself for --help.
     """
-    parser = build_parser(command)
-    given, unknown = parser.parse_known_args([_dashed(arg) for arg in argv])
-    if unknown:
-        raise UsageError(_unknown(unknown[0], [flag(name) for name in _fields()] + ["--config", "--help"]))
-    values = vars(given)
+    values = build_parser(command).read(argv)
     file = values.pop("config", None)
     return Config(**{**(read_file(file) if file else {}), **values})
 
@@ -58,12 +71,7 @@ def build_parser(command: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.toml", help="read options from a TOML file; flags win over it")
-    groups: dict[str, Any] = {}
-    for one in dataclasses.fields(Config):
-        title = one.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        groups[title].add_argument(flag(one.name), dest=one.name, **_argument(one))
+    parser.add_fields(_fields())
     return parser
 
 
@@ -71,15 +79,14 @@ def _fields() -> dict[str, dataclasses.Field]:
     return {one.name: one for one in dataclasses.fields(Config)}
 
 
-def _argument(one: dataclasses.Field) -> dict[str, Any]:
-    text = one.metadata["help"]
+def _argument(one: dataclasses.Field, text: str | None) -> dict[str, Any]:
+    "What argparse wants to know of a field; `text` stands for its help and its default."
+    shown = "" if one.default is None or text else f" (default: {one.default})"
+    text = text or one.metadata["help"]
     if one.type == "bool":
         action = argparse.BooleanOptionalAction if one.default else "store_true"
         return {"action": action, "help": text + (" (default: on)" if one.default else "")}
-    shown = "" if one.default is None else f" (default: {one.default})"
-    kind = {"int": whole, "int | None": whole, "float": number, "float | None": number, "float | str": rate}.get(
-        str(one.type), str
-    )
+    kind = READERS.get(str(one.type), str)
     choices = one.metadata["choices"]
     metavar = "{" + ",".join(choices) + "}" if choices else one.metadata["metavar"] or one.name.upper()
     return {"type": kind, "metavar": metavar, "help": text + shown}
@@ -106,6 +113,21 @@ def rate(text: str) -> float | str:
     return text if text == "auto" else number(text)
 
 
+def auto_or_whole(text: str) -> int | str:
+    "A whole number, or auto."
+    return text if text == "auto" else whole(text)
+
+
+READERS = {
+    "int": whole,
+    "int | None": whole,
+    "int | str": auto_or_whole,
+    "float": number,
+    "float | None": number,
+    "float | str": rate,
+}
+
+
 def _dashed(arg: str) -> str:
     "`--batch_size=64` as `--batch-size=64`."
     if not arg.startswith("--"):
@@ -130,4 +152,6 @@ def read_file(file: str) -> dict[str, Any]:
     for name in values:
         if name not in _fields():
             raise UsageError(f"--config {file}: " + _unknown(name, list(_fields())))
+    if type(values.get("gpus")) is int:  # a count, as TOML writes it
+        values["gpus"] = str(values["gpus"])
     return values

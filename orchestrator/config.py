@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from learner.data.labels import check_labelling
+from learner.data.splitters import SPLIT, SPLIT_RULE
 from learner.errors import UsageError
 from learner.schedule import SCHEDULES
 
@@ -30,6 +32,22 @@ class Config:
     data_dir: str = option("~/.cache/orchestrator", "where downloaded and generated datasets are kept", DATA, "DIR")
     cache: str = option(
         "auto", "keep decoded images: auto (in the data folder, if there is room), off, or a folder", DATA, "DIR"
+    )
+    split: str = option(
+        "auto",
+        "what validates: grandparent (below valid/, val/ ...), a share of all (random:0.2) or of each class "
+        "(stratified:0.2), what FILE.txt lists or FILE.csv says (column is_valid); auto: by the folders that there are",
+        DATA,
+        "SPLIT",
+    )
+    label_regex: str | None = option(
+        None, r"label by the file's name, with the group of a pattern: '(.+)_\d+.jpg$'", DATA, "PATTERN"
+    )
+    labels_csv: str | None = option(
+        None, "label by a table; its first column has paths below the dataset's folder", DATA, "FILE.csv[:COLUMN]"
+    )
+    channels: int | str = option(
+        "auto", "of the pictures: 3 (colour), 1 (grey), or auto: 1 if the first images are grey", DATA, "auto|1|3"
     )
     size: int = option(64, "side of the square pictures that the model sees, in pixels", DATA, "PIXELS")
     augment: bool = option(False, "train on random crops (out of 9/8 of the size) and mirror images", DATA)
@@ -72,16 +90,22 @@ class Config:
 
     runs: str = option("runs", "the folder of all runs", RUN, "DIR")
     name: str | None = option(None, "this run's name in it (default: data-arch)", RUN)
+    resume: str | None = option(None, "go on with a run: last, or its directory", RUN, "last|RUN")
+    autoresume: bool = option(False, "go on with the last run of this name if there is one, else begin one", RUN)
+    keep: int = option(2, "how many checkpoints to keep", RUN, "N")
     debug: bool = option(False, "show tracebacks", RUN)
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
             self._check_type(one)
             self._check_choice(one)
-        for name in ("size", "epochs", "batch_size", "accumulate"):
+        for name in ("size", "epochs", "batch_size", "accumulate", "keep"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("early_stop", self.early_stop >= 0, "0 or more")
         self._require("seed", self.seed >= 0, "0 or more")
+        self._require("split", SPLIT.fullmatch(self.split) is not None, SPLIT_RULE)
+        check_labelling(self.label_regex, self.labels_csv)
+        self._require("channels", self.channels in ("auto", 1, 3), "auto, 1 or 3")
         self._require("cpus", self.cpus is None or self.cpus >= 1, "1 or more")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "at least 0 and below 1")

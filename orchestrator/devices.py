@@ -35,6 +35,8 @@ def choose(config: Config, visible: int) -> Devices:
     """
     if config.gpus is not None and config.cpus is not None:
         raise UsageError(f"--gpus {config.gpus} and --cpus {config.cpus} exclude each other: give one of them")
+    if config.cpus is not None and config.backend == "nccl":
+        raise UsageError("--backend nccl needs GPUs; CPU workers talk by gloo: leave the flag out")
     if config.address is not None:
         return _remote(config)
     if config.cpus is not None or (config.gpus is None and not visible):
@@ -56,7 +58,7 @@ def share(workers: int, gpus: int) -> float:
 
 def _cpu_workers(config: Config, count: int) -> Devices:
     if config.backend == "nccl":
-        raise UsageError("--backend nccl needs GPUs; CPU workers talk by gloo: leave the flag out")
+        raise UsageError("--backend nccl needs GPUs, and none is visible: leave the flag out to train on CPUs")
     _check_local(config, count)
     return Devices(count, 0.0, "gloo", None, count == 1)
 

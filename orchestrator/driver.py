@@ -16,6 +16,29 @@ from orchestrator.tally import Tally, step_losses
 from orchestrator.tracker import Tracker
 
 OnEpoch = Callable[[dict[str, Any]], bool]
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    "A `stop` that lets the run go on."
+    return False
+
+
+@dataclass(frozen=True)
+class Place:
+    "Where a run stands in time: `batch` batches of `epoch` are trained, and `tally` is what they came to."
+
+    epoch: int = 0
+    batch: int = 0
+    tally: Tally | None = None
+
+
+class Stopped(Exception):
+    "The run was asked to stop, and did at `place`."
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.place = place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +77,10 @@ class Plan:
             return hypers | {"momentum": one_cycle_momentum(pct, self.momentums)}
         return hypers | ({"momentum": self.momentum} if self.momentum else {})
 
-    def chunks(self, train: bool, epoch: int, pace: Pace) -> Iterator[Chunk]:
-        "All batches of a pass over the training or validation set, as chunks of the length that `pace` likes."
+    def chunks(self, train: bool, epoch: int, pace: Pace, first: int = 0, stop: Stop = never) -> Iterator[Chunk]:
+        "The batches of a pass from `first` on, as chunks of the length that `pace` likes, until `stop()`."
         n = self.train_batches if train else self.valid_batches
-        first = 0
-        while first < n:
+        while first < n and not stop():
             batches = range(first, min(n, first + pace.length))
             step = epoch * self.train_batches + (first if train else self.train_batches)
             hypers = tuple(self.hypers(step + i) if train else {} for i in range(len(batches)))
@@ -96,15 +118,23 @@ def fingerprint(gang: Gang, when: str) -> str:
     return common
 
 
-def one_pass(plan: Plan, gang: Gang, tracker: Tracker, train: bool, epoch: int, pace: Pace) -> Tally:
-    "Go through the training or validation set once; every sample must be counted once, or have been skipped."
-    tally = Tally()
-    for reports in gang.stream(plan.chunks(train, epoch, pace)):
+def one_pass(
+    plan: Plan, gang: Gang, tracker: Tracker, train: bool, place: Place, pace: Pace, stop: Stop = never
+) -> Tally:
+    """Go through the training or validation set once, or through what is left of it at `place`.
+
+    Every sample must be counted once, or have been skipped. Raises Stopped if `stop()` says so first.
+    """
+    tally, done, epoch = place.tally or Tally(), place.batch, place.epoch
+    for reports in gang.stream(plan.chunks(train, epoch, pace, done, stop)):
         tally.add(reports)
+        done += len(reports[0].chunk.hypers)
         pace.learn(reports)
         tracker.chunk(reports)
         if train:
             refuse_nan(reports)
+    if done < (plan.train_batches if train else plan.valid_batches):
+        raise Stopped(Place(epoch, done, tally))
     wanted, seen = plan.n_train if train else plan.n_valid, tally.count + len(tally.bad_images)
     if seen != wanted:
         raise UserError(f"epoch {epoch} counted {seen} samples instead of {wanted}: this is a bug, please report it")
@@ -128,17 +158,31 @@ def refuse_nan(reports: Sequence[Report]) -> None:
             )
 
 
-def train(plan: Plan, gang: Gang, tracker: Tracker, on_epoch: OnEpoch = lambda row: True) -> dict[str, Any]:
-    "Train and validate for all epochs, or until `on_epoch` of a row says False; the last epoch's row."
-    tracker.start(plan.epochs * (plan.train_batches + plan.valid_batches))
-    row: dict[str, Any] = {}
-    train_pace, valid_pace = Pace(), Pace()
-    for epoch in range(plan.epochs):
-        learned = one_pass(plan, gang, tracker, True, epoch, train_pace)
+def train(
+    plan: Plan,
+    gang: Gang,
+    tracker: Tracker,
+    on_epoch: OnEpoch = lambda row: True,
+    place: Place | None = None,
+    stop: Stop = never,
+) -> None:
+    """Train and validate from `place` to the last epoch, or until `on_epoch` of an epoch's row says False.
+
+    Raises Stopped with the place reached if `stop()` says so first.
+    """
+    place = place or Place()
+    each = plan.train_batches + plan.valid_batches
+    tracker.start(plan.epochs * each, place.epoch * each + place.batch)
+    paces = {True: Pace(), False: Pace()}
+    for epoch in range(place.epoch, plan.epochs):
+        here = place if epoch == place.epoch else Place(epoch)
+        learned = one_pass(plan, gang, tracker, True, here, paces[True], stop)
         fingerprint(gang, f"after epoch {epoch}")
-        measured = one_pass(plan, gang, tracker, False, epoch, valid_pace)
-        step = (epoch + 1) * plan.train_batches
-        row = tracker.epoch(epoch, step, plan.hypers(step - 1)["lr"], learned, measured)
+        try:
+            measured = one_pass(plan, gang, tracker, False, Place(epoch), paces[False], stop)
+        except Stopped:
+            raise Stopped(Place(epoch, plan.train_batches, learned)) from None
+        step = (epoch + 1) * plan.train_batches - 1
+        row = tracker.epoch(epoch, step, plan.hypers(step)["lr"], learned, measured)
         if not on_epoch(row):
             break
-    return row

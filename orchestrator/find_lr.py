@@ -12,8 +12,8 @@ from orchestrator.config import Config
 
 def run(config: Config) -> dict[str, float | None]:
     "Test rates on the data, model and workers of `config`; what each rule suggests."
+    from learner.figures import lr_curve
     from learner.lr_range import suggest
-    from orchestrator.figures import lr_curve
     from orchestrator.lr_finder import range_test, suggestion
     from orchestrator.session import open_session
 

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.best import Best
-from orchestrator.driver import train
+from orchestrator.driver import Place, Stopped, train
 from orchestrator.lr_finder import range_test, suggestion
+from orchestrator.resume import Standing
 from orchestrator.session import Session
+from orchestrator.stop import Interrupted, Stop
 
 
 def fit(session: Session) -> dict[str, Any]:
-    "Train as the session's configuration says; the row of the epoch whose model was saved."
-    config, plan = session.config, session.plan
-    session.show_samples()
-    if config.lr == "auto":
-        plan = dataclasses.replace(plan, lr=find_rate(session))
-    best = Best(config.early_stop)
+    """Train as the session's configuration says, from where it stands; the row of the epoch whose model was saved.
+
+    Asked to stop, it saves where it stands and raises Interrupted.
+    """
+    config, standing = session.config, session.standing
+    if standing.lr is None:
+        session.show_samples()
+    rate = standing.lr or (find_rate(session) if config.lr == "auto" else session.plan.lr)
+    plan = replace(session.plan, lr=rate)
+    best, rows = Best(config.early_stop), list(standing.rows)
+    for row in rows:
+        best.note(row)
 
     def on_epoch(row: dict[str, Any]) -> bool:
+        rows.append(row)
         if best.note(row) and config.save_best:
             session.save_model()
+        session.save_checkpoint(Standing(Place(row["epoch"] + 1), tuple(rows), plan.lr))
         return not best.exhausted
 
-    last = train(plan, session.gang, session.tracker, on_epoch)
+    with Stop() as stop:
+        try:
+            if not best.exhausted:
+                train(plan, session.gang, session.tracker, on_epoch, standing.place, stop)
+        except Stopped as stopped:
+            saved = session.save_checkpoint(Standing(stopped.place, tuple(rows), plan.lr))
+            how = "go on with the same command and --resume last" if saved else "it could not be saved"
+            raise Interrupted(stop.code, f"stopped in epoch {stopped.place.epoch}: {how}") from None
     if config.save_best and best.row is not None:
         return best.row
     session.save_model()
-    return last
+    return rows[-1]
 
 
 def find_rate(session: Session) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,8 +34,7 @@ def _are_classes(value: Any) -> bool:
 
 
 def _are_numbers(value: Any) -> bool:
-    numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
-    return numbers and all(math.isfinite(one) for one in value)
+    return isinstance(value, list) and all(type(one) in (int, float) and abs(one) < 1e9 for one in value)
 
 
 def _are_statistics(value: Any) -> bool:
@@ -109,6 +108,10 @@ class LoadedRun:
     def model(self) -> Module:
         "The trained model on the CPU, in evaluation mode."
         return self._fill("cpu", self.tensors()).eval()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        "The weights as they travel to workers."
+        return {name: tensor.float().numpy() for name, tensor in self.tensors().items()}
 
     def _fill(self, device: str, tensors: Mapping[str, Tensor]) -> Module:
         "The model with these weights; on the device meta that costs nothing, and finds all that does not fit."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,28 @@ HISTORY = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "images_per_se
 
 
 class RunFolder:
-    "A new directory `runs`/`name`/version_N, with N one above the largest that is there; UsageError if it can't be."
+    "The directory of a run, new or begun before."
 
-    def __init__(self, runs: str, name: str) -> None:
-        parent = Path(runs).expanduser() / name
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, parent: Path) -> RunFolder:
+        "A new `parent`/version_N, with N one above the largest that is there; UsageError if it can't be."
         try:
-            self.path = _new_version(parent)
-            (self.path / "logs").mkdir()
-            with open(self.path / "history.csv", "w") as file:
-                csv.writer(file).writerow(HISTORY)
+            folder = cls(_new_version(parent))
+            folder.logs.mkdir()
+            folder.write_history([])
+            return folder
         except OSError as error:
             raise UsageError(
                 f"the run directory {parent} can't be written: {error.strerror}; name another with --runs DIR"
             ) from error
+
+    def write_history(self, rows: Sequence[Mapping[str, float | int]]) -> None:
+        "Begin history.csv anew with these rows."
+        lines = [",".join(HISTORY), *(",".join(repr(row[key]) for key in HISTORY) for row in rows)]
+        write_aside(self.path / "history.csv", "".join(f"{line}\r\n" for line in lines).encode())
 
     @property
     def logs(self) -> Path:
@@ -58,11 +67,23 @@ class RunFolder:
         self.write_json("model.json", about)
 
 
+def versions(parent: Path) -> list[int]:
+    "The numbers N of the `parent`/version_N that there are, in order."
+    names = os.listdir(parent) if parent.is_dir() else []
+    numbers = [name.removeprefix("version_") for name in names if name.startswith("version_")]
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def newest_version(parent: Path) -> Path | None:
+    "The run directory with the largest number, if there is one."
+    there = versions(parent)
+    return parent / f"version_{there[-1]}" if there else None
+
+
 def _new_version(parent: Path) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     while True:
-        taken = [name.removeprefix("version_") for name in os.listdir(parent) if name.startswith("version_")]
-        path = parent / f"version_{max([int(number) for number in taken if number.isdigit()], default=-1) + 1}"
+        path = parent / f"version_{max(versions(parent), default=-1) + 1}"
         try:
             path.mkdir()
             return path

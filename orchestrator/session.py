@@ -8,21 +8,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.data.sources import resolve
-
+from cluster.checkpoint import Checkpoints
 from cluster.gang import Gang
 from cluster.worker import Job
-from learner.data.files import Split, open_split
+from learner.data.files import Split
+from learner.figures import image_grid, lr_curve
 from learner.lr_range import RangeTest
 from learner.models import check_name
 from learner.optim import check_optimizer
-from orchestrator.build import check_batch_size, make_gang, make_job, make_plan, make_store, visible_devices
+from orchestrator.build import (
+    check_batch_size,
+    make_gang,
+    make_job,
+    make_plan,
+    make_store,
+    open_data,
+    visible_devices,
+)
 from orchestrator.config import Config
 from orchestrator.driver import Plan
-from orchestrator.figures import image_grid, lr_curve
+from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint
 from orchestrator.run_folder import RunFolder
 from orchestrator.summary import default_name, report_configuration
-from orchestrator.terminal import Terminal, download_bar
+from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
 
 
@@ -37,6 +45,18 @@ class Session:
     folder: RunFolder
     tracker: Tracker
     gang: Gang
+    standing: Standing
+
+    def save_checkpoint(self, standing: Standing) -> bool:
+        "Write all that is needed to go on from there; where the disk refuses, warn and say False."
+        step = standing.place.epoch * self.plan.train_batches + standing.place.batch
+        checkpoints = Checkpoints(self.folder.path / CHECKPOINTS, self.config.keep)
+        try:
+            checkpoints.save(step, self.gang.call_first("snapshot"), standing.as_json())
+        except OSError as error:
+            self.tracker.terminal.write(f"warning: no checkpoint of step {step} could be written: {error}")
+            return False
+        return True
 
     def show_samples(self, n: int = 32) -> None:
         "Put training images into TensorBoard as the model sees them."
@@ -54,7 +74,7 @@ class Session:
         about = {
             "arch": self.job.arch,
             "classes": self.split.vocab.classes,
-            "channels": 3,
+            "channels": self.job.channels,
             "size": self.job.size,
             "presize": self.job.presize,
             "normalize": self.job.normalize.as_json(),
@@ -73,18 +93,27 @@ def open_session(config: Config) -> Iterator[Session]:
     check_optimizer(config.optimizer)
     devices = visible_devices(config)
     check_batch_size(config, devices)
-    root = resolve(config.data, Path(config.data_dir).expanduser(), download_bar())
-    split = open_split(root, config.seed)
+    root, block = open_data(config)
+    split = block.open(root)
     job, plan = make_job(config, split), make_plan(config, split)
-    folder = RunFolder(config.runs, config.name or default_name(config))
-    report_configuration(config, devices, split, plan, folder)
-    job = dataclasses.replace(job, store=make_store(config, split))
-    tracker = Tracker(folder, Terminal())
+    parent = Path(config.runs).expanduser() / (config.name or default_name(config))
+    run = find_run(config, parent)
+    checkpoint = newest_checkpoint(run, config.keep) if run else None
+    standing = Standing.of_json(checkpoint.meta) if checkpoint else Standing()
+    folder = RunFolder(run) if run else RunFolder.create(parent)
+    report_configuration(config, devices, split, plan, folder, job.channels)
+    job = dataclasses.replace(job, store=make_store(config, split, job.channels))
+    if run:
+        folder.write_history(standing.rows)
+        print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
+    tracker = Tracker(folder, Terminal(), (checkpoint.step if checkpoint else 0) if run else None)
     try:
         print(f"starting {devices} ...\n", flush=True)
-        gang = make_gang(job, devices, config, folder)
+        gang = make_gang(job, devices, config, folder.logs)
         try:
-            yield Session(config, split, job, plan, folder, tracker, gang)
+            if checkpoint:
+                gang.call("load", checkpoint.tensors)
+            yield Session(config, split, job, plan, folder, tracker, gang, standing)
         finally:
             gang.close()
     finally:

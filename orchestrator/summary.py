@@ -22,13 +22,16 @@ def default_name(config: Config) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{last}-{config.arch}").lstrip(".-")
 
 
-def report_configuration(config: Config, devices: Devices, split: Split, plan: Plan, folder: RunFolder) -> None:
+def report_configuration(
+    config: Config, devices: Devices, split: Split, plan: Plan, folder: RunFolder, channels: int = 3
+) -> None:
     "Print the resolved configuration and save it as config.json."
     smallest = config.batch_size // devices.count
     largest = -(-config.batch_size // devices.count)
     resolved = {
         "workers": str(devices),
         "local_batch": f"{smallest}" if smallest == largest else f"{smallest} or {largest}",
+        "channels": channels,
         "classes": len(split.vocab),
         "train_images": plan.n_train,
         "valid_images": plan.n_valid,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cluster.worker import Report
 from learner.metrics import Sums, means, merge
@@ -30,8 +31,13 @@ class Tally:
 
     def add(self, reports: Sequence[Report]) -> None:
         "Take one chunk's reports, one of each rank."
+        before = self.sums.get("loss", (0.0, 0.0))[0]
         merged = merge([report.sums for report in reports])
         self.sums = merge([self.sums, merged]) if self.sums else merged
+        # batch by batch, so that the sum does not depend, in its last digits, on how batches came in chunks
+        for losses in zip(*(report.losses for report in reports)):
+            before += sum(losses)
+        self.sums["loss"] = (before, self.sums["loss"][1])
         for report in reports:
             self.bad_images += report.bad_images
             self.samples[report.rank] += sum(report.counts)
@@ -43,6 +49,24 @@ class Tally:
     def count(self) -> int:
         "Samples seen by all ranks."
         return sum(self.samples.values())
+
+    def as_json(self) -> dict[str, Any]:
+        "For a checkpoint."
+        ranks = {"samples": self.samples, "seconds": self.seconds}
+        return {"sums": self.sums, "bad_images": self.bad_images, "elapsed": self.elapsed, **ranks}
+
+    @classmethod
+    def of_json(cls, saved: Mapping[str, Any]) -> Tally:
+        "What `as_json` wrote, with the clock running on."
+        tally = cls()
+        tally.sums = {key: (float(total), float(count)) for key, (total, count) in saved["sums"].items()}
+        tally.bad_images = [(str(file), str(reason)) for file, reason in saved["bad_images"]]
+        tally.samples.update({int(rank): int(n) for rank, n in saved["samples"].items()})
+        for rank, parts in saved["seconds"].items():
+            tally.seconds[int(rank)].update({part: float(seconds) for part, seconds in parts.items()})
+        tally.elapsed = float(saved["elapsed"])
+        tally.started -= tally.elapsed
+        return tally
 
     def means(self) -> dict[str, float]:
         "Loss and metrics per sample."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,24 @@ COLUMNS = ("epoch", "train_loss", "valid_loss", METRIC, "images/s", "time")
 
 
 class Tracker:
-    "Takes the ranks' reports as they come; writes steps as they are done and a row for each epoch."
+    """Takes the ranks' reports as they come; writes steps as they are done and a row for each epoch.
 
-    def __init__(self, folder: RunFolder, terminal: Terminal) -> None:
+    All scalars are drawn over steps, an epoch's at its last one, so that a run that resumes at `first_step` can have
+    TensorBoard forget whatever was written from there on.
+    """
+
+    def __init__(self, folder: RunFolder, terminal: Terminal, first_step: int | None = None) -> None:
         self.folder, self.terminal = folder, terminal
-        self.board = SummaryWriter(str(folder.path / "tensorboard"))
+        self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
         self.bad_images: dict[str, str] = {}
         self.batches = 0
 
-    def start(self, total_batches: int) -> None:
-        "Begin the table, and a bar of all training and validation batches."
+    def start(self, total_batches: int, done: int = 0) -> None:
+        "Begin the table, and a bar of all training and validation batches, of which some may be done."
+        self.batches = done
         self.terminal.row(COLUMNS)
         self.terminal.open_bar(total_batches)
+        self.terminal.advance(done)
 
     def chunk(self, reports: Sequence[Report]) -> None:
         "Note one chunk of all ranks: per step its loss and hyperparameters, and the images that were left out."
@@ -66,8 +73,7 @@ class Tracker:
         self.folder.add_history(row)
         scalars = {f"epoch/{key}": row[key] for key in ("train_loss", "valid_loss", METRIC)}
         scalars[f"epoch/train_{METRIC}"] = learned[METRIC]
-        self._scalars(epoch, scalars)
-        self._scalars(step, speed(train))
+        self._scalars(step, {**scalars, **speed(train)})
         minutes, seconds = divmod(round(row["seconds"]), 60)
         losses = (f"{row[key]:.6f}" for key in ("train_loss", "valid_loss", METRIC))
         self.terminal.row([f"{epoch}", *losses, f"{row['images_per_second']:.0f}", f"{minutes:02d}:{seconds:02d}"])
@@ -80,11 +86,7 @@ class Tracker:
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
         "Put a picture into TensorBoard."
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        self.board.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+        self.board.add_image(tag, pixels(figure), step, dataformats="HWC")
         self.board.flush()
 
     def text(self, tag: str, text: str) -> None:
@@ -102,3 +104,19 @@ def speed(tally: Tally) -> dict[str, float]:
     scalars = {f"speed/images_per_second_rank_{rank}": each for rank, each in tally.worker_speed().items()}
     scalars["speed/images_per_second"] = tally.images_per_second()
     return scalars | {f"speed/waiting_for_{part}": tally.waiting(part) for part in ("data", "communication")}
+
+
+def add_figures(run: Path, figures: Mapping[str, Figure]) -> None:
+    "Put pictures, by their tags, into the TensorBoard of a run that is finished."
+    with SummaryWriter(str(run / "tensorboard")) as board:
+        for tag, figure in figures.items():
+            board.add_image(tag, pixels(figure), dataformats="HWC")
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    "A figure as drawn: uint8 (height, width, 3)."
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

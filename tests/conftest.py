@@ -1,8 +1,10 @@
 "What the tests of all packages share: one thread for torch, short hypothesis runs, a folder of small pictures."
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -85,18 +87,47 @@ def ray_gang(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any
 
 
 @pytest.fixture
-def local_gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def local_gang(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     "A factory of LocalGangs: `local_gang(job)`; afterwards the process is as it was before."
     from cluster.gang import LocalGang
 
-    monkeypatch.setattr("os.environ", dict(os.environ))
     gangs, threads = [], torch.get_num_threads()
 
     def make(job: Any) -> LocalGang:
         gangs.append(LocalGang(job, "cpu", tmp_path))
         return gangs[-1]
 
-    yield make
+    with patch.dict(os.environ):
+        yield make
     for gang in gangs:
         gang.close()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def descendants() -> Callable[[int], dict[int, str]]:
+    "A function of a process number: the processes below it, with their command lines."
+
+    def look(root: int) -> dict[int, str]:
+        children: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(stat.parent.name))
+        found, todo = [], [root]
+        while todo:
+            found += (below := children.get(todo.pop(), []))
+            todo += below
+        return {pid: _command(pid) for pid in found}
+
+    return look
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""

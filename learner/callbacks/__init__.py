@@ -1,6 +1,7 @@
 "Callbacks: one concern a file."
 
 from learner.callbacks.accumulate import Accumulate
+from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
 from learner.callbacks.ema import EMA
 from learner.callbacks.lr_finder import LRFinder
@@ -13,6 +14,7 @@ from learner.callbacks.track import TrackResults
 __all__ = [
     "EMA",
     "Accumulate",
+    "ActivationStats",
     "ClipGradients",
     "LRFinder",
     "MixedPrecision",

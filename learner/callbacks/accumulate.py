@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from learner.learner import Callback
 from learner.module import Parameter
 
@@ -14,7 +16,7 @@ class Accumulate(Callback):
     Batches need not be of one size. What an epoch has left over at its end makes a smaller step.
     """
 
-    order = 15
+    order = -15  # before SetupLearner, which draws by rows
 
     def __init__(self, n_batches: int) -> None:
         self.n_batches, self.samples = n_batches, 0
@@ -24,9 +26,11 @@ class Accumulate(Callback):
         self.opt.then(self.divide)
 
     def before_batch(self) -> None:
-        "Decide whether this batch takes the step."
+        "Decide whether this batch takes the step, and where in the larger batch its samples stand."
         done = self.num + 1
-        self.learner.last_part = done % self.n_batches == 0 or done == len(self.dls.train)
+        if self.model.training:
+            self.learner.last_part = done % self.n_batches == 0 or done == len(self.dls.train)
+            self.learner.rows = torch.arange(len(self.batch[1])) + self.samples
 
     def after_loss(self) -> None:
         "Turn the batch's mean loss into a sum, for backward alone."
@@ -44,6 +48,10 @@ class Accumulate(Callback):
             if p.grad is not None:
                 p.grad.div_(self.samples)
         self.samples = 0
+
+    def cleanup_batch(self) -> None:
+        "A batch by itself is the whole one."
+        self.learner.rows = None
 
     def cleanup_fit(self) -> None:
         "Let every batch take its step again."

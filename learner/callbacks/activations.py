@@ -36,7 +36,8 @@ class ActivationStats(Callback):
     `choose(dotted name, module)` says which layers. A number nearer to zero than `near` counts as near zero; the
     histogram has `bins` bins between -`limit` and `limit`, and the outermost also hold what lies beyond.
     `sums[name][step]` is a tensor (4 + bins,) float64: count, sum, sum of squares, count near zero, counts of the bins.
-    The parts of a step, on one rank or several, simply add up. All stay on the device, and nobody waits for them.
+    The parts of a step, on one rank or several, simply add up. All stay on the device, and nobody waits for them; on
+    a CPU, where a small net is slowed by half, `every` is there to be raised.
     """
 
     order = 5
@@ -77,10 +78,13 @@ class ActivationStats(Callback):
     def _recorder(self, name: str) -> Callable[[Module, tuple, Any], None]:
         def record(module: Module, inputs: tuple, output: Tensor) -> None:
             if self.recording:
-                kept, new = self.sums.setdefault(name, {}), activation_sums(output.detach(), self.near, self.limit, self.bins)
+                new, kept = self._sums(output.detach()), self.sums.setdefault(name, {})
                 kept[self.global_step] = kept[self.global_step] + new if self.global_step in kept else new
 
         return record
+
+    def _sums(self, x: Tensor) -> Tensor:
+        return activation_sums(x, self.near, self.limit, self.bins)
 
     def stats(self, name: str) -> LayerStats:
         "What was recorded of a layer, in the order of the steps."

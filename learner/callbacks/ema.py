@@ -51,11 +51,9 @@ class EMA(Callback):
             self.live = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        "The average and, while it is in use, the weights: live memory."
-        return {**self.average, **{f"live.{name}": tensor for name, tensor in self.live.items()}}
+        "The average: live memory."
+        return self.average
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         "Take over what `state_dict` gave."
-        copies = {name: tensor.clone() for name, tensor in state.items()}
-        self.average = {name: copies[name] for name in self.average}
-        self.live = {name[5:]: tensor for name, tensor in copies.items() if name.startswith("live.")}
+        self.average = {name: tensor.clone() for name, tensor in state.items()}

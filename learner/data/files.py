@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from learner.data.labels import Labeller, label_all, parent_label
+from learner.data.splitters import Parts, Splitter, automatic, grandparent
 from learner.errors import UsageError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-TRAIN_NAMES = ("train", "training")
-VALID_NAMES = ("valid", "val", "validation", "test", "testing")
 
 
 def image_files(root: str | Path) -> list[str]:
@@ -40,11 +41,6 @@ def image_files(root: str | Path) -> list[str]:
     return sorted(found)
 
 
-def parent_label(file: str) -> str:
-    "The name of the folder that the file lies in."
-    return PurePath(file).parent.name
-
-
 @dataclass(frozen=True)
 class Vocab:
     "Class names in order; a class's number is its place."
@@ -67,8 +63,8 @@ class Vocab:
                 close = difflib.get_close_matches(label, self.classes, 1)
                 hint = f" (nearest: {close[0]!r})" if close else ""
                 raise UsageError(
-                    f"{file} is labelled {label!r}, which no training image is{hint}; the classes are "
-                    f"{', '.join(self.classes[:20])}; rename its folder or add training images of that class"
+                    f"{file} validates, and is labelled {label!r} as no training image is{hint}; the classes are "
+                    f"{', '.join(self.classes[:20])}; correct its label, or let images of that class train"
                 )
         return [numbers[label] for label in labels]
 
@@ -93,35 +89,56 @@ class Split:
     vocab: Vocab
 
 
-def _part(names: tuple[str, ...], folders: list[str]) -> str | None:
-    return next((folder for name in names for folder in folders if folder.lower() == name), None)
+def split_files(
+    source: str | Path,
+    get_items: Callable[[Any], Iterable[str | Path]] = image_files,
+    get_y: Labeller = parent_label,
+    splitter: Splitter = grandparent,
+) -> Split:
+    """The dataset that these steps make of `source`, a folder: its files, in order, split and labelled.
 
-
-def grandparent_split(root: str | Path) -> tuple[list[str], list[str]] | None:
-    """Files below `root`/train and `root`/valid, or folders named alike; None where it has neither.
-
-    Raises UsageError where it has only one of them.
+    `splitter` and `get_y` see names: the paths below the folder, with forward slashes. Classes are those of the
+    training part. UsageError, which names the folder, where a step fails or something can't be trained on.
     """
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    train, valid = _part(TRAIN_NAMES, folders), _part(VALID_NAMES, folders)
-    if train is None and valid is None:
-        return None
-    if train is None or valid is None:
-        lacking, names = ("training", TRAIN_NAMES) if train is None else ("validation", VALID_NAMES)
-        there = valid if train is None else train
-        raise UsageError(
-            f"{root} has {there}/ but no {lacking} part ({', '.join(f'{name}/' for name in names)}); "
-            f"add one, or pass {Path(root, str(there))} to split that folder at random"
-        )
-    return image_files(Path(root, train)), image_files(Path(root, valid))
+    files, names = list_files(source, get_items)
+    try:
+        parts = check_parts(splitter(names, get_y), names)
+        labels = [label_all([names[i] for i in part], get_y) for part in parts]
+        vocab = Vocab.of(labels[0])
+        if len(vocab) < 2:
+            raise UsageError(
+                f"only one class, {vocab.classes[0]!r}, and a classifier needs two or more; label the images by the "
+                "folders that they lie in, by name (--label-regex) or by table (--labels-csv)"
+            )
+        encoded = [vocab.encode([names[i] for i in part], each) for part, each in zip(parts, labels)]
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+    train, valid = (Labelled(tuple(files[i] for i in part), tuple(y)) for part, y in zip(parts, encoded))
+    return Split(train, valid, vocab)
 
 
-def random_split(files: Sequence[str], valid_fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    "A random `valid_fraction` of the files validates (at least one), the others train; both keep their order."
-    order = np.random.default_rng(seed).permutation(len(files))
-    held_out = set(order[: max(1, round(len(files) * valid_fraction))].tolist())
-    train = [file for i, file in enumerate(files) if i not in held_out]
-    return train, [files[i] for i in sorted(held_out)]
+def list_files(
+    source: str | Path, get_items: Callable[[Any], Iterable[str | Path]] = image_files
+) -> tuple[list[str], list[str]]:
+    "What `get_items` finds in the folder `source`, sorted: the files, and their names (paths below it)."
+    if not Path(source).is_dir():
+        raise UsageError(f"{source} is no folder; pass one that holds train/CLASS/*.jpg and valid/CLASS/*.jpg")
+    root = Path(source)
+    files = sorted(map(str, get_items(root)))
+    if not files:
+        raise UsageError(f"{source} has no images ({', '.join(sorted(EXTENSIONS))}); is it the right folder?")
+    above = os.path.join(root, "")
+    return files, [file.removeprefix(above).replace(os.sep, "/") for file in files]
+
+
+def check_parts(parts: Parts, names: Sequence[str]) -> Parts:
+    "The parts, if both have images and none is named twice; else UsageError."
+    for part, what in zip(parts, ("train", "validate")):
+        if not len(part):
+            raise UsageError(f"none of {len(names)} images is left to {what}; split them otherwise")
+    if twice := [i for i, n in Counter(chain(*parts)).items() if n > 1]:
+        raise UsageError(f"the splitter names {len(twice)} images twice, the first {names[twice[0]]}; once is the most")
+    return parts
 
 
 def open_split(root: str | Path, seed: int, valid_fraction: float = 0.2) -> Split:
@@ -130,28 +147,4 @@ def open_split(root: str | Path, seed: int, valid_fraction: float = 0.2) -> Spli
     Labels are parent folders, and the classes are those of the training part. Raises UsageError for a folder that
     does not exist, has no images, lacks a part or a second class, or validates a class that was never trained.
     """
-    if not Path(root).is_dir():
-        raise UsageError(f"{root} is no folder; pass one that holds train/CLASS/*.jpg and valid/CLASS/*.jpg")
-    parts = grandparent_split(root)
-    if parts is None:
-        parts = random_split(_some(image_files(root), root), valid_fraction, seed)
-    train, valid = (
-        _some(files, f"the {name} part of {root}") for files, name in zip(parts, ("training", "validation"))
-    )
-    vocab = Vocab.of(map(parent_label, train))
-    if len(vocab) < 2:
-        raise UsageError(
-            f"{root} has only one class, {vocab.classes[0]!r}: a classifier needs two or more; "
-            "images are labelled by the folder that they lie in"
-        )
-    return Split(_labelled(train, vocab), _labelled(valid, vocab), vocab)
-
-
-def _some(files: list[str], place: object) -> list[str]:
-    if not files:
-        raise UsageError(f"{place} has no images ({', '.join(sorted(EXTENSIONS))}); is it the right folder?")
-    return files
-
-
-def _labelled(files: list[str], vocab: Vocab) -> Labelled:
-    return Labelled(tuple(files), tuple(vocab.encode(files, [parent_label(file) for file in files])))
+    return split_files(root, splitter=automatic(seed, valid_fraction))

@@ -1,14 +1,18 @@
-"One image file to RGB bytes of a given size."
+"One image file to bytes of a given size, in colour or in grey."
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from learner.errors import UserError
+from learner.errors import UsageError, UserError
 
 
 class BadImage(UserError):
@@ -22,28 +26,74 @@ class BadImage(UserError):
         return type(self), (self.file, self.reason)
 
 
-def decode(file: str, size: int) -> NDArray[np.uint8]:
-    """The image squashed to a square, uint8 (size, size, 3), whatever its mode: grey, palette, CMYK, transparent ...
+def decode(file: str, size: int, max_ratio: float = math.inf, channels: int = 3) -> NDArray[np.uint8]:
+    """The image squashed to a square, uint8 (size, size, channels), whatever its mode: grey, palette, CMYK ...
 
+    With 3 `channels` it is in colour, with 1 in grey.
+    Of one that is longer than `max_ratio` times its other side, the ends are cut off first: 1 keeps every aspect, 4/3
+    is what fastai's RandomResizedCrop validates on, infinity (the default) squashes it all.
     A JPEG is decoded at a half, quarter or eighth where that is still twice the target or more: the bicubic filter
     then sees enough pixels that nobody can tell. Raises BadImage for a file that is missing, empty, truncated, not an
     image, or so large that it must be an attack.
     """
+    convert = converter(channels)
+    with _opened(file) as image:
+        image.draft(None, (2 * size, 2 * size))
+        box = centre_box(image.width, image.height, max_ratio)
+        return _pixels(convert(image).resize((size, size), Image.Resampling.BICUBIC, box))
+
+
+def open_image(file: str, channels: int = 3) -> NDArray[np.uint8]:
+    "The image as large as it is, uint8 (height, width, channels); for the rest as `decode`."
+    convert = converter(channels)
+    with _opened(file) as image:
+        return _pixels(convert(image))
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Image.Image]:
+    "The image while it is read; whatever goes wrong there is a BadImage."
     try:
         with Image.open(file) as image:
             _check_area(image)
-            image.draft(None, (2 * size, 2 * size))
-            return np.asarray(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC))
+            yield image
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly everything, SyntaxError and struct.error included
         raise BadImage(file, _reason(file, error)) from error
 
 
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def is_grey(pixels: Any) -> bool:
+    "Whether bytes (..., 3), an array or a tensor, show no colour: then any channel is what `channels=1` gives."
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def centre_box(width: float, height: float, max_ratio: float) -> tuple[float, float, float, float]:
+    "The middle of a picture, no longer than `max_ratio` (1 or more) times its other side: left, top, right, bottom."
+    x, y = max(0.0, width - height * max_ratio) / 2, max(0.0, height - width * max_ratio) / 2
+    return x, y, width - x, height - y
+
+
 def _check_area(image: Image.Image) -> None:
     # Pillow warns, and refuses only twice as much; to turn its warning into an error is not safe in threads
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, over {Image.MAX_IMAGE_PIXELS}")
+
+
+def converter(channels: int) -> Callable[[Image.Image], Image.Image]:
+    "What makes pictures of any mode such with that many channels; UsageError but for 1 and 3."
+    if channels not in (1, 3):
+        raise UsageError(f"pictures can't have {channels} channels: it must be 1 (grey) or 3 (colour)")
+    return to_rgb if channels == 3 else to_grey
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    "Any mode as 8-bit grey, by way of `to_rgb`."
+    return image if image.mode == "L" and "transparency" not in image.info else to_rgb(image).convert("L")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

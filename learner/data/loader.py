@@ -16,6 +16,7 @@ from torch import Tensor
 
 from learner.data.files import Labelled
 from learner.data.images import BadImage, decode
+from learner.errors import UsageError
 
 
 class Items(Protocol):
@@ -27,10 +28,10 @@ class Items(Protocol):
 
 
 class Dataset:
-    "Labelled image files as samples: bytes uint8 (size, size, 3) and the class number, an int64 scalar."
+    "Labelled image files as samples: bytes uint8 (size, size, channels) and the class number, an int64 scalar."
 
-    def __init__(self, labelled: Labelled, size: int) -> None:
-        self.labelled, self.size = labelled, size
+    def __init__(self, labelled: Labelled, size: int, channels: int = 3) -> None:
+        self.labelled, self.size, self.channels = labelled, size, channels
 
     def __len__(self) -> int:
         return len(self.labelled)
@@ -40,12 +41,18 @@ class Dataset:
 
     def pixels(self, i: int) -> NDArray[np.uint8]:
         "The picture of sample `i`; raises BadImage."
-        return decode(self.labelled.files[i], self.size)
+        return decode(self.labelled.files[i], self.size, channels=self.channels)
 
 
 def collate(dataset: Items, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    "The samples of these numbers as one batch: inputs and targets, stacked."
+    "The samples of these numbers as one batch: inputs and targets, stacked. UsageError if their shapes differ."
     inputs, targets = zip(*[dataset[i] for i in indices], strict=True)
+    shapes = [tuple(x.shape) for x in inputs]
+    if other := next((number for number, shape in enumerate(shapes) if shape != shapes[0]), 0):
+        raise UsageError(
+            f"samples {indices[0]} and {indices[other]} can't be stacked into a batch: their shapes are {shapes[0]} "
+            f"and {shapes[other]}; add an item transform that makes all alike, such as squash(128)"
+        )
     return torch.stack(inputs), torch.stack(targets)
 
 
@@ -53,8 +60,8 @@ def collate(dataset: Items, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
 class Readable:
     """The samples of a batch that could be read.
 
-    `inputs` uint8 (n, size, size, 3), `targets` (n,) int64, `rows` (n,) int64: which of the indices asked for these
-    are, and `bad`: file and reason of each of the others.
+    `inputs` uint8 (n, size, size, channels), `targets` (n,) int64, `rows` (n,) int64: which of the indices asked for
+    these are, and `bad`: file and reason of each of the others.
     """
 
     inputs: Tensor
@@ -66,7 +73,7 @@ class Readable:
 def collate_readable(dataset: Dataset, indices: Sequence[int]) -> Readable:
     "As `collate`, leaving out what can't be read; n may be 0."
     size = dataset.size
-    pixels = np.empty((len(indices), size, size, 3), np.uint8)
+    pixels = np.empty((len(indices), size, size, dataset.channels), np.uint8)
     rows: list[int] = []
     bad: list[tuple[str, str]] = []
     for row, i in enumerate(indices):

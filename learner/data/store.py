@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -31,10 +32,10 @@ PIXELS, CHECKSUMS, LOCK = "pixels", "checksums", "lock"
 LIMIT = 50 * 2**30  # bytes that all stores of a folder may take together
 
 
-def store_name(files: Sequence[str], size: int) -> str:
+def store_name(files: Sequence[str], size: int, channels: int = 3) -> str:
     """The name of the store of these files decoded to `size` square: a hash of paths, sizes, modification times,
-    `size` and the decoder's version. A file that is missing counts as such: reading it will say so."""
-    digest = hashlib.sha256(f"1 {size} Pillow {PIL.__version__}".encode())
+    `size`, `channels` and the decoder's version. A file that is missing counts as such: reading it will say so."""
+    digest = hashlib.sha256(f"1 {size} {channels} Pillow {PIL.__version__}".encode())
     for file in files:
         try:
             status = os.stat(file)
@@ -44,22 +45,22 @@ def store_name(files: Sequence[str], size: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def store_bytes(n: int, size: int) -> int:
+def store_bytes(n: int, size: int, channels: int = 3) -> int:
     "What a store of `n` pictures takes on disk."
-    return n * (size * size * 3 + 4)
+    return n * (size * size * channels + 4)
 
 
 class Store:
-    """Rows uint8 (size, size, 3) by number, shared by all processes that open the same folder.
+    """Rows uint8 (size, size, channels) by number, shared by all processes that open the same folder.
 
     Raises UserError where the disk has no room; nothing is left there then.
     """
 
-    def __init__(self, folder: Path, n: int, size: int) -> None:
-        self.folder, shape = folder, (n, size, size, 3)
+    def __init__(self, folder: Path, n: int, size: int, channels: int = 3) -> None:
+        self.folder, shape = folder, (n, size, size, channels)
         try:
             with _locked(folder.parent):
-                _make(folder, {PIXELS: max(1, n * size * size * 3), CHECKSUMS: max(1, 4 * n)})
+                _make(folder, {PIXELS: max(1, math.prod(shape)), CHECKSUMS: max(1, 4 * n)})
                 os.utime(folder)  # pruning goes by the last use
                 # held as long as the store is in use
                 self._lock = open(folder / LOCK)  # noqa: SIM115
@@ -68,7 +69,7 @@ class Store:
             self.checksums = np.memmap(folder / CHECKSUMS, np.uint32, "r+", shape=(n,))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            mebibytes = store_bytes(n, size) / 2**20
+            mebibytes = store_bytes(n, size, channels) / 2**20
             raise UserError(
                 f"the store of decoded images ({mebibytes:.0f} MiB) can't be kept in {folder.parent}: {reason}; "
                 "pass --cache DIR with more room, or --cache off"
@@ -102,7 +103,7 @@ class StoredDataset(Dataset):
     "A Dataset whose pictures are rows of a store from `first` on, decoded when they are not there yet."
 
     def __init__(self, labelled: Labelled, size: int, store: Store, first: int) -> None:
-        super().__init__(labelled, size)
+        super().__init__(labelled, size, store.pixels.shape[-1])
         self.store, self.first = store, first
 
     def pixels(self, i: int) -> NDArray[np.uint8]:

@@ -1,0 +1,35 @@
+"KeepOutcomes: what the model made of each sample of a validation."
+
+from __future__ import annotations
+
+import torch
+
+from learner.interpret import Outcomes
+from learner.learner import Callback
+
+
+class KeepOutcomes(Callback):
+    """Keep the Outcomes of validation batches, with the `k` likeliest classes of each sample, until they are taken.
+
+    Each batch (of which this may see a part, as the learner's `rows` say) is of `batch_size` consecutive samples.
+    """
+
+    order = 40
+
+    def __init__(self, batch_size: int, k: int = 5) -> None:
+        self.batch_size, self.k = batch_size, k
+        self.parts: list[Outcomes] = []
+
+    def after_loss(self) -> None:
+        "Note the batch: on the device, nobody waits for it."
+        if self.model.training:
+            return
+        targets = self.batch[1]
+        rows = torch.arange(len(targets)) if self.rows is None else self.rows
+        samples = (self.num * self.batch_size + rows).to(targets.device, non_blocking=True)
+        self.parts.append(Outcomes.of(self.preds.detach(), targets, samples, self.k))
+
+    def take(self) -> Outcomes | None:
+        "All outcomes since the last call; None if there was no validation batch."
+        parts, self.parts = self.parts, []
+        return Outcomes.join(parts) if parts else None

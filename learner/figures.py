@@ -1,0 +1,51 @@
+"The pictures of a run, as matplotlib figures; matplotlib is imported by the first that is drawn."
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Figure:
+    "Images uint8 (n, h, w, 3), or (n, h, w, 1) in grey, in a grid, each under its title."
+    rows = -(-len(images) // columns)
+    figure = _figure(1.6 * columns, 1.8 * rows)
+    for place, (image, title) in enumerate(zip(images, titles, strict=True), 1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=8, parse_math=False)  # a class may be called $x^$
+        axes.axis("off")
+    return figure
+
+
+def show_batch(batch: tuple[Tensor, Tensor], classes: Sequence[str], n: int = 32) -> Figure:
+    "The first `n` pictures of a batch, inputs uint8 (n, h, w, channels) and targets, under the names of their classes."
+    inputs, targets = (part[:n].cpu() for part in batch)
+    return image_grid(inputs.numpy(), [classes[target] for target in targets.tolist()])
+
+
+def lr_curve(lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float) -> Figure:
+    "Loss against learning rate, raw and smoothed, with the suggested rate marked."
+    figure = _figure(7, 4)
+    axes = figure.add_subplot()
+    axes.plot(lrs, losses, alpha=0.3, label="loss of the global batch")
+    axes.plot(lrs, smoothed, label="smoothed")
+    axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"suggestion {suggestion:.2e}")
+    low, high = min(smoothed), losses[0]
+    axes.set(
+        xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - 0.1 * (high - low), low + 2 * (high - low))
+    )
+    axes.legend()
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="tight")

@@ -1,0 +1,77 @@
+"""Which parameters belong together: groups of layers that are frozen or have rates of their own, and who decays.
+
+As in fastai, BatchNorm stays trainable in frozen layers: its statistics must follow the new data, and its weights with
+them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from learner.batchnorm import BatchNorm
+from learner.errors import UserError
+from learner.layers import Linear
+from learner.module import Module, Parameter
+
+Splitter = Callable[[Module], list[list[Parameter]]]
+
+
+def one_group(model: Module) -> list[list[Parameter]]:
+    "A splitter: all parameters together."
+    return [model.parameters()]
+
+
+def body_and_head(model: Module) -> list[list[Parameter]]:
+    "A splitter: everything before the last linear layer, and that layer; UserError where there is none."
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    if not linears:
+        raise UserError(f"{type(model).__name__} has no Linear layer to split off as its head; give your own splitter")
+    head = linears[-1].parameters()
+    return [[p for p in model.parameters() if p not in set(head)], head]
+
+
+def layer_groups(model: Module, splitter: Splitter) -> list[list[Parameter]]:
+    "What `splitter` makes of `model`; UserError unless each parameter is in exactly one group."
+    groups = splitter(model)
+    counts = Counter(p for group in groups for p in group)
+    for name, parameter in model.named_parameters():
+        if (count := counts[parameter]) != 1:
+            raise UserError(f"the splitter puts {name} into {count} groups; each parameter belongs to exactly one")
+    return groups
+
+
+def freeze_to(model: Module, groups: Sequence[Sequence[Parameter]], n: int) -> None:
+    """Train the parameters of `groups[n:]` and, of those before, BatchNorm's alone; n may be negative.
+
+    UserError where n names no group.
+    """
+    if not -len(groups) <= n < len(groups):
+        raise UserError(f"freeze_to({n}) leaves nothing to train: there are {len(groups)} groups of layers")
+    norms = {p for owner, _, p in _owners(model) if isinstance(owner, BatchNorm)}
+    for number, group in enumerate(groups):
+        for p in group:
+            p.requires_grad_(number >= n % len(groups) or p in norms)
+
+
+def no_decay_groups(model: Module, splitter: Splitter = one_group) -> list[dict[str, Any]]:
+    """Groups for an optimizer: of each of the splitter's, the weights, then biases and BatchNorm with no weight decay.
+
+    Decay pulls towards zero, which is the simplest value of a weight but of no scale or shift. A rate that is spread
+    over layer groups has to be given once for each of the pair: `[r for rate in rates for r in (rate, rate)]`.
+    """
+    spared = {p for owner, name, p in _owners(model) if isinstance(owner, BatchNorm) or name == "bias"}
+    pairs: list[dict[str, Any]] = []
+    for group in layer_groups(model, splitter):
+        pairs.append({"params": [p for p in group if p not in spared]})
+        pairs.append({"params": [p for p in group if p in spared], "weight_decay": 0.0})
+    return pairs
+
+
+def _owners(model: Module) -> Iterator[tuple[Module, str, Parameter]]:
+    "Each parameter with the module that has it and its name there."
+    modules = dict(model.named_modules())
+    for dotted, parameter in model.named_parameters():
+        prefix, _, name = dotted.rpartition(".")
+        yield modules[prefix], name, parameter

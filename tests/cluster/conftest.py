@@ -1,0 +1,108 @@
+"What the tests of the cluster share: a run driven by hand, and a look at which ports processes listen on."
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.gang import Gang
+from cluster.messages import Chunk, Job
+from cluster.shards import n_batches
+from learner.metrics import Sums, merge
+
+LISTENING = "0A"  # the state's name in /proc/net/tcp
+
+
+@dataclass(frozen=True)
+class Outcome:
+    "What a run came to: each step's global loss and count, the validation's sums, what all ranks hold at the end."
+
+    losses: list[float]
+    counts: list[int]
+    trained: Sums
+    valid: Sums
+    bad: list[tuple[str, str]]
+    states: list[dict[str, np.ndarray]]
+    prints: list[str]
+
+
+Drive = Callable[..., Outcome]
+
+
+def rate(step: int) -> float:
+    "Another learning rate for each step, so that one that came late or twice would show."
+    return 0.1 / (1 + step % 5)
+
+
+def chunks(job: Job, train: bool, epoch: int, length: int) -> Iterator[Chunk]:
+    "An epoch of the training or validation set in chunks of `length` batches."
+    per_epoch = n_batches(len(job.train), job.batch_size)
+    n = per_epoch if train else n_batches(len(job.valid), job.batch_size)
+    for first in range(0, n, length):
+        step = epoch * per_epoch + first
+        hypers = tuple({"lr": rate(step + i)} if train else {} for i in range(min(length, n - first)))
+        yield Chunk(train, epoch, first, step, hypers)
+
+
+@pytest.fixture
+def drive() -> Drive:
+    "A function that trains and validates: `drive(gang, job, epochs=2, length=3)`, `length` being that of chunks."
+
+    def run(gang: Gang, job: Job, epochs: int = 2, length: int = 3) -> Outcome:
+        parts: dict[bool, list[Sums]] = {True: [], False: []}
+        losses, counts, bad = [], [], []
+        for epoch in range(epochs):
+            for train in (True, False):
+                for reports in gang.stream(chunks(job, train, epoch, length)):
+                    assert [report.rank for report in reports] == list(range(gang.world_size))
+                    parts[train].append(merge([report.sums for report in reports]))
+                    bad += [image for report in reports for image in report.bad_images]
+                    if train:
+                        n = [sum(column) for column in zip(*(report.counts for report in reports))]
+                        losses += [sum(c) / k for c, k in zip(zip(*(report.losses for report in reports)), n)]
+                        counts += n
+        sums = {train: merge(parts[train]) for train in parts}
+        return Outcome(losses, counts, sums[True], sums[False], bad, gang.call("state"), gang.call("fingerprint"))
+
+    return run
+
+
+Listening = Callable[[Iterable[int]], set[str]]
+
+
+@pytest.fixture
+def listening() -> Listening:
+    "A function of process numbers: the addresses on which these processes accept connections."
+
+    def look(pids: Iterable[int]) -> set[str]:
+        table = dict(_listeners())
+        return {table[inode] for pid in pids for inode in _sockets(pid) if inode in table}
+
+    return look
+
+
+def _listeners() -> Iterator[tuple[str, str]]:
+    for name in ("tcp", "tcp6"):
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING:
+                words = bytes.fromhex(fields[1].split(":")[0])
+                packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                address = ipaddress.ip_address(packed)
+                yield fields[9], str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def _sockets(pid: int) -> set[str]:
+    found = set()
+    for fd in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(fd))
+        except OSError:
+            continue  # closed while we looked
+        found |= {match[1]} if match else set()
+    return found

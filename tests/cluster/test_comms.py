@@ -1,0 +1,132 @@
+"Solo is the identity; Group is checked with three real processes over gloo, one of which is killed in the end."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.comms import Solo, Store
+
+WORLD_SIZE = 3
+MEMBER = """
+import json, sys, time
+import torch
+from cluster.comms import Group, Meeting, PeerLost
+
+rank, port = map(int, sys.argv[1:])
+group = Group(rank, 3, Meeting("127.0.0.1", port, "test"), "gloo")
+told = {"rank": group.rank, "world_size": group.world_size}
+for dtype in ("float32", "float64", "int64"):
+    tensor = torch.arange(6, dtype=getattr(torch, dtype)).view(2, 3) + rank
+    group.sum_(tensor)
+    told[dtype] = tensor.tolist()
+tensor = torch.full((2,), float(rank))
+group.broadcast_(tensor)
+told["broadcast"] = tensor.tolist()
+if rank == 0:
+    time.sleep(0.3)
+arrived, waited = time.time(), group.seconds
+group.barrier()
+told |= {"arrived": arrived, "left": time.time(), "waited": group.seconds - waited}
+print(json.dumps(told), flush=True)
+sys.stdin.readline()
+try:
+    while True:
+        group.sum_(torch.ones(1000))
+except PeerLost as error:
+    group.close()
+    print(json.dumps({"lost": str(error), "at": time.time()}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("tensor", [torch.arange(3.0), torch.zeros(0), torch.tensor(2), torch.tensor([float("nan")])])
+def test_solo_is_the_identity(tensor: torch.Tensor) -> None:
+    solo, before = Solo(), tensor.clone()
+    solo.sum_(tensor)
+    solo.broadcast_(tensor)
+    solo.barrier()
+    solo.close()
+    assert torch.equal(tensor.nan_to_num(), before.nan_to_num())
+    assert (solo.rank, solo.world_size, solo.seconds) == (0, 1, 0.0)
+
+
+@pytest.fixture(scope="module")
+def store() -> Store:
+    "A store as the driver hosts it."
+    return Store("127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def members(store: Store) -> Iterator[list[subprocess.Popen[str]]]:
+    "Three processes that form a group."
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GLOO", "NCCL"))}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, str(rank), str(store.meeting.port)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean,
+        )
+        for rank in range(WORLD_SIZE)
+    ]  # fmt: skip
+    yield started
+    for member in started:
+        member.kill()
+        member.communicate()
+
+
+def hear(member: subprocess.Popen[str]) -> dict[str, Any]:
+    "The next thing that a member says."
+    assert member.stdout is not None
+    return json.loads(member.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def told(members: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    "What each rank got from the collectives."
+    return [hear(member) for member in members]
+
+
+def test_a_group_sums_and_broadcasts(told: list[dict[str, Any]]) -> None:
+    assert [one["rank"] for one in told] == [0, 1, 2]
+    for one in told:
+        assert one["world_size"] == WORLD_SIZE
+        for dtype in ("float32", "float64", "int64"):
+            assert one[dtype] == [[3, 6, 9], [12, 15, 18]], dtype
+        assert one["broadcast"] == [0, 0]
+
+
+def test_a_barrier_waits_for_the_last_and_counts_the_time(told: list[dict[str, Any]]) -> None:
+    assert min(one["left"] for one in told) >= max(one["arrived"] for one in told)
+    assert told[1]["waited"] >= 0.9 * (told[0]["arrived"] - told[1]["arrived"])
+
+
+def test_nothing_listens_beyond_the_loopback(
+    store: Store,
+    told: list[dict[str, Any]],
+    members: list[subprocess.Popen[str]],
+    listening: Callable[[Iterable[int]], set[str]],
+) -> None:
+    assert listening([os.getpid()]) >= {"127.0.0.1"}
+    for member in members:
+        assert listening([member.pid]) == {"127.0.0.1"}, "gloo's own connections"
+    assert listening([os.getpid()]) == {"127.0.0.1"}, "the store"
+
+
+def test_a_lost_peer_is_told_to_all(told: list[dict[str, Any]], members: list[subprocess.Popen[str]]) -> None:
+    for member in members:
+        assert member.stdin is not None
+        member.stdin.write("\n")
+        member.stdin.flush()
+    time.sleep(0.2)
+    killed = time.time()
+    members[1].send_signal(signal.SIGKILL)
+    for rank in (0, 2):
+        lost = hear(members[rank])
+        assert lost["lost"].startswith(f"rank {rank} lost touch with the others: ")
+        assert lost["at"] - killed < 5, "at once, not when some timeout ends"

@@ -1,0 +1,106 @@
+"""N workers = 1 worker, and every sample counts once, with real Ray workers where nothing divides evenly.
+
+53 training and 29 validation images in batches of 8 leave last batches of 5, in batches of 13 of 1 and 3: with 3
+workers, some of those have nothing to do. LocalGang is the reference, and test_reference.py checks that one against
+plain torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.gang import LocalGang
+from cluster.messages import Job
+from cluster.ray_gang import RayGang
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"momentum": 0.9, "weight_decay": 1e-2, "augment": True, "presize": 27},
+    "batchnorm": {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": True, "presize": 27},
+}
+RTOL, ATOL = 5e-5, 1e-5  # sums of float32 in another order, over 14 or 10 steps; ten times what was seen
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[tuple[str, int], Any]:
+    "What one worker in this process made of each recipe."
+    return {}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [8, 13])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_n_workers_are_one(
+    ray_gang: RayGang,
+    local_gang: Callable[[Job], LocalGang],
+    drive: Callable[..., Any],
+    job: Job,
+    alone: dict[tuple[str, int], Any],
+    recipe: str,
+    batch_size: int,
+    world_size: int,
+) -> None:
+    mine = replace(job, batch_size=batch_size, **RECIPES[recipe])
+    if (recipe, batch_size) not in alone:
+        alone[recipe, batch_size] = drive(local_gang(mine), mine)
+    one = alone[recipe, batch_size]
+    ray_gang.start(mine, world_size)
+    many = drive(ray_gang, mine)
+    assert many.counts == one.counts
+    assert many.trained["loss"][1] == 2 * len(job.train), "every training image once an epoch"
+    assert many.valid["loss"][1] == many.valid["accuracy"][1] == 2 * len(job.valid), "and every validation image"
+    np.testing.assert_allclose(many.losses, one.losses, rtol=RTOL)
+    np.testing.assert_allclose(many.valid["loss"][0], one.valid["loss"][0], rtol=RTOL)
+    assert many.valid["accuracy"] == one.valid["accuracy"]
+    for name, tensor in one.states[0].items():
+        np.testing.assert_allclose(many.states[0][name], tensor, rtol=RTOL, atol=ATOL, err_msg=name)
+    assert_ranks_agree(many, world_size)
+
+
+def assert_ranks_agree(outcome: Any, world_size: int) -> None:
+    "All ranks hold the same bits, running statistics included."
+    assert len(outcome.prints) == world_size
+    assert len(set(outcome.prints)) == 1
+    for state in outcome.states[1:]:
+        for name, tensor in outcome.states[0].items():
+            np.testing.assert_array_equal(state[name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_length_of_chunks_changes_nothing(
+    ray_gang: RayGang, drive: Callable[..., Any], job: Job, world_size: int
+) -> None:
+    mine = replace(job, **RECIPES["batchnorm"])
+    outcomes = []
+    for length in (1, 3, 100):
+        ray_gang.start(mine, world_size)
+        outcomes.append(drive(ray_gang, mine, length=length))
+    for other in outcomes[1:]:
+        assert other.losses == outcomes[0].losses, "bit for bit"
+        assert other.prints == outcomes[0].prints
+
+
+@pytest.mark.parametrize("batch_size", [8, 13])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_agree_with_local_batchnorm(
+    ray_gang: RayGang, drive: Callable[..., Any], job: Job, world_size: int, batch_size: int
+) -> None:
+    mine = replace(job, **RECIPES["batchnorm"], batch_size=batch_size, sync_batchnorm=False)
+    ray_gang.start(mine, world_size)
+    outcome = drive(ray_gang, mine)
+    assert_ranks_agree(outcome, world_size)
+    assert np.isfinite([*outcome.losses, outcome.valid["loss"][0]]).all()
+    assert all(np.isfinite(tensor).all() for tensor in outcome.states[0].values())
+    assert outcome.valid["loss"][1] == 2 * len(job.valid)
+
+
+def test_the_switch_of_batchnorm_switches(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:
+    losses = []
+    for sync in (True, False):
+        mine = replace(job, **RECIPES["batchnorm"], sync_batchnorm=sync)
+        ray_gang.start(mine, 2)
+        losses.append(drive(ray_gang, mine, epochs=1).losses)
+    assert losses[0][0] != pytest.approx(losses[1][0], rel=1e-3), "statistics of 4 images are not those of 8"

@@ -1,0 +1,166 @@
+"""Ray as we start it: nothing listens beyond the loopback, strangers are turned away, no files stay; and joining one.
+
+What Ray listens on is undocumented (see ray_cluster.import_ray), so the ports are looked at, not the settings.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.ray_cluster import PREFIX, JoinedCluster, has_token, keep_sigterm, remove_stale_folders, require
+from cluster.ray_gang import RayGang
+from learner.errors import UsageError, UserError
+
+STRANGER = """
+import ray, sys
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+except ConnectionError:
+    print("turned away")
+else:
+    print("let in", ray.cluster_resources())
+"""
+
+
+def test_all_of_ray_listens_on_the_loopback_alone(
+    ray_gang: RayGang, listening: Callable[[Iterable[int]], set[str]], descendants: Callable[[int], dict[int, str]]
+) -> None:
+    below = descendants(os.getpid())
+    commands = " ".join(below.values())
+    for part in ("gcs_server", "raylet", "ray::WorkerProcess"):
+        assert part in commands
+    for pid, command in below.items():
+        assert listening([pid]) <= {"127.0.0.1"}, command
+    assert listening([os.getpid()]) == {"127.0.0.1"}
+    assert listening(below) == {"127.0.0.1"}
+
+
+def test_no_dashboard_serves_pages(ray_gang: RayGang) -> None:
+    assert not ray_gang.ray._private.worker.global_worker.node.webui_url
+
+
+@pytest.mark.parametrize("token", ["", "ab" * 32])
+def test_a_stranger_is_turned_away(ray_gang: RayGang, token: str) -> None:
+    address = ray_gang.ray.get_runtime_context().gcs_address
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, address], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "turned away", done.stderr
+
+
+def test_files_lie_in_a_folder_that_others_can_not_read(ray_gang: RayGang) -> None:
+    folder = Path(ray_gang.cluster.folder)
+    assert folder.name.startswith(f"{PREFIX}{os.getpid()}-")
+    assert folder.stat().st_mode & 0o077 == 0
+    assert any(folder.rglob("raylet*"))
+
+
+def test_folders_of_dead_drivers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as place:
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        theirs, ours, other = (Path(place, name) for name in (f"{PREFIX}{dead.pid}-x", f"{PREFIX}{os.getpid()}-x", "x"))
+        for folder in (theirs, ours, other):
+            (folder / "session").mkdir(parents=True)
+        remove_stale_folders()
+        assert sorted(Path(place).iterdir()) == sorted([ours, other])
+
+
+def test_too_much_is_refused(ray_gang: RayGang) -> None:
+    require(ray_gang.ray, {"CPU": 3}, None)
+    with pytest.raises(UsageError, match="4 CPUs are needed but this machine has 3"):
+        require(ray_gang.ray, {"CPU": 4}, None)
+    with pytest.raises(UsageError, match="1 GPUs are needed but the cluster at host:1 has 0"):
+        require(ray_gang.ray, {"GPU": 1}, "host:1")
+
+
+def test_sigterm_is_kept() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with keep_sigterm():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def free_port() -> int:
+    "One on which nothing listens."
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid"])
+def test_nothing_at_the_address(host: str) -> None:
+    address, started = f"{host}:{free_port()}", time.monotonic()
+    with pytest.raises(UserError, match=f"no Ray cluster could be joined at {address}: .*ray start --head") as caught:
+        JoinedCluster(address)
+    assert time.monotonic() - started < 10
+    assert "\n" not in str(caught.value)
+
+
+def test_where_a_token_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not has_token()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("t")
+    assert has_token()
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert not has_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    assert has_token()
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[str, dict[str, str]]]:
+    "A Ray cluster of somebody else with 2 CPUs: its address, and the environment that has its token."
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    env |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    with tempfile.TemporaryDirectory(prefix="h", dir="/tmp") as place:
+        ray = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", "--head", "--port=0", "--include-dashboard=false",
+             "--num-cpus=2", f"--temp-dir={place}", "--object-store-memory=80000000", "--block"],
+            env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        found, deadline = Path(place, "ray_current_cluster"), time.monotonic() + 60
+        try:
+            while not (found.exists() and found.read_text()):
+                assert ray.poll() is None and time.monotonic() < deadline, "ray start came to nothing"
+                time.sleep(0.05)
+            yield found.read_text().strip(), env
+        finally:
+            ray.terminate()
+            ray.wait(30)
+
+
+def test_a_cluster_of_others_is_joined_and_goes_on(
+    head: tuple[str, dict[str, str]], pictures: Path, tmp_path: Path
+) -> None:
+    address, env = head
+    del env["RAY_AUTH_MODE"], env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]  # a user knows of the token alone
+    line = f"-m orchestrator.launch --address {address} --cpus 2 --data {pictures} --size 24 --batch-size 8 --epochs 1"
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, *line.split(), "--cache", "off", "--runs", str(tmp_path), "--name", "joined"],
+            env=env, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "2 CPU workers, over gloo" in done.stdout
+        assert re.search(r"^accuracy [01]\.\d{4} ", done.stdout, re.MULTILINE)
+    histories = [file.read_text().split(",")[:10] for file in sorted(tmp_path.glob("joined/*/history.csv"))]
+    assert len(histories) == 2, "the cluster outlives a run"
+    assert histories[0] == histories[1], "and the second run has the same seed"

@@ -1,0 +1,123 @@
+"Ray workers as such: what they are told, how they fail, and that they can be used again."
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.gang import WorkersFailed
+from cluster.messages import Chunk, Job
+from cluster.ray_gang import RayGang
+from learner.data.files import Labelled
+from learner.data.loader import usable_cores
+
+FOREVER = Chunk(True, 0, 0, 0, ({"lr": 0.1},) * 7)
+
+
+def in_workers(gang: RayGang, function: Callable[[Any], Any]) -> list[Any]:
+    "Call a function with each WorkerProcess; the results by rank."
+    return gang.ray.get([actor.__ray_call__.remote(function) for actor in gang.actors])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_environment_is_as_torchrun_sets_it(ray_gang: RayGang, job: Job, world_size: int) -> None:
+    ray_gang.start(job, world_size)
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    seen = in_workers(ray_gang, lambda _: {name: os.environ[name] for name in names})
+    port = f"{ray_gang.store.meeting.port}"
+    for rank, environment in enumerate(seen):
+        assert list(environment.values()) == [f"{rank}", f"{rank}", *[f"{world_size}"] * 2, "127.0.0.1", port]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_threads_do_not_oversubscribe(ray_gang: RayGang, job: Job, world_size: int) -> None:
+    ray_gang.start(job, world_size)
+
+    def threads(_: Any) -> int:
+        import torch
+
+        return torch.get_num_threads()
+
+    assert in_workers(ray_gang, threads) == [max(1, usable_cores() // world_size)] * world_size
+
+
+def test_what_workers_print_goes_to_their_logs(ray_gang: RayGang, job: Job) -> None:
+    ray_gang.start(job, 2)
+    in_workers(ray_gang, lambda process: os.write(1, f"hello from {process.rank}\n".encode()))
+    for rank in range(2):
+        assert f"hello from {rank}" in Path(ray_gang.log_folder, f"rank_{rank}.log").read_text()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_save_and_restore_leave_the_fingerprint(
+    ray_gang: RayGang, drive: Callable[..., Any], job: Job, world_size: int
+) -> None:
+    mine = replace(job, arch="simple_cnn_bn", momentum=0.9)
+    ray_gang.start(mine, world_size)
+    drive(ray_gang, mine, epochs=1)  # so that there is a momentum to restore
+    before = ray_gang.call("fingerprint")
+    ray_gang.call("save")
+    assert drive(ray_gang, mine, epochs=1).prints != before
+    ray_gang.call("restore")
+    assert ray_gang.call("fingerprint") == before
+
+
+def test_a_stream_that_is_left_early_leaves_nothing_behind(
+    ray_gang: RayGang, drive: Callable[..., Any], job: Job
+) -> None:
+    ray_gang.start(job, 2)
+    fresh = drive(ray_gang, job, epochs=1)
+    ray_gang.start(job, 2)
+    ray_gang.call("save")
+    stream = ray_gang.stream([FOREVER] * 5)
+    next(stream)
+    stream.close()
+    ray_gang.call("restore")
+    assert drive(ray_gang, job, epochs=1).prints == fresh.prints
+
+
+def test_one_rank_with_an_unreadable_image(ray_gang: RayGang, drive: Callable[..., Any], job: Job, tmp_path) -> None:
+    bad = tmp_path / "bad.JPEG"
+    bad.write_bytes(b"")
+    files = (*job.valid.files[:-1], str(bad))  # the last image of all is the last rank's
+    mine = replace(job, valid=Labelled(files, job.valid.targets))
+    ray_gang.start(mine, 3)
+    started = time.monotonic()
+    with pytest.raises(WorkersFailed) as caught:
+        drive(ray_gang, mine, epochs=1)
+    assert time.monotonic() - started < 10
+    (cause, *others), text = caught.value.failures, str(caught.value)
+    host, pid, _ = ray_gang.places[2]
+    assert (cause.kind, cause.rank, cause.host, cause.pid) == ("user", 2, host, pid)
+    assert text.startswith(f"a worker failed: rank 2 (host {socket.gethostname()}, pid {pid}): {bad} is no readable")
+    assert "the file is empty" in text
+    assert "--bad-images skip" in text
+    assert "Traceback" not in text, "what a user can act on needs none"
+    assert {other.kind for other in others} <= {"peer"}
+    ray_gang.start(job, 3)
+    assert drive(ray_gang, job, epochs=1).valid["loss"][1] == len(job.valid), "no process died: all is well again"
+
+
+def test_a_bug_is_shown_with_its_traceback(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:
+    ray_gang.start(job, 2)
+    with pytest.raises(WorkersFailed) as caught:
+        ray_gang.call("no_such_method")
+    text = str(caught.value)
+    assert text.startswith("a worker failed: rank 0 (host")
+    assert "Traceback (most recent call last)" in text
+    assert "Error: " in text.splitlines()[0]
+    assert "Traceback" in Path(ray_gang.log_folder, "rank_0.log").read_text()
+    ray_gang.start(job, 2)
+    drive(ray_gang, job, epochs=1)
+
+
+def test_a_job_that_no_worker_can_begin(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:
+    with pytest.raises(WorkersFailed, match="model 'simple_cn' is unknown"):
+        ray_gang.start(replace(job, arch="simple_cn"), 3)
+    ray_gang.start(job, 3)
+    drive(ray_gang, job, epochs=1)

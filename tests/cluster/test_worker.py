@@ -1,0 +1,145 @@
+"One Worker with nobody beside it: what it reports, where it can go on from, what it keeps, what it shows."
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.comms import Solo
+from cluster.messages import Chunk, Job
+from cluster.worker import Worker, refuse_bad
+from learner.data.files import Labelled
+from learner.data.images import decode
+from learner.data.loader import epoch_order
+from learner.errors import UserError
+
+LR = {"lr": 0.05}
+Make = Callable[[Job], Worker]
+
+
+@pytest.fixture
+def worker() -> Iterator[Make]:
+    "A factory of Workers."
+    made: list[Worker] = []
+
+    def make(job: Job) -> Worker:
+        made.append(Worker(job, Solo(), torch.device("cpu"), 1))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_report_has_sums_counts_and_time(worker: Make, job: Job) -> None:
+    chunk = Chunk(True, 0, 4, 4, (LR,) * 3)  # the last batch of 53 in eights has 5
+    report = worker(job).run(chunk)
+    assert (report.rank, report.chunk, report.counts) == (0, chunk, [8, 8, 5])
+    assert report.sums.keys() == {"loss", "accuracy"}
+    assert report.sums["loss"] == (pytest.approx(sum(report.losses)), 21)
+    assert 0 <= report.sums["accuracy"][0] <= report.sums["accuracy"][1] == 21
+    assert 0 <= report.seconds["data"] <= report.seconds["total"]
+    assert report.seconds["communication"] == 0
+    assert report.bad_images == []
+
+
+def test_validation_changes_nothing(worker: Make, job: Job) -> None:
+    one = worker(replace(job, arch="simple_cnn_bn", momentum=0.9))
+    one.run(Chunk(True, 0, 0, 0, (LR,)))
+    before = one.fingerprint()
+    report = one.run(Chunk(False, 0, 0, 7, ({},) * 4))
+    assert sum(report.counts) == len(job.valid)
+    assert one.fingerprint() == before
+
+
+def test_a_step_is_a_function_of_the_state_and_its_number(worker: Make, job: Job) -> None:
+    mine = replace(job, augment=True, presize=27)
+    through, jumping = worker(mine), worker(mine)
+    whole = through.run(Chunk(True, 1, 0, 7, (LR,) * 7))
+    later = jumping.run(Chunk(True, 1, 0, 7, (LR,) * 3)).losses
+    jumping.run(Chunk(False, 1, 0, 7, ({},)))  # another stream in between
+    later += jumping.run(Chunk(True, 1, 3, 10, (LR,) * 4)).losses
+    assert later == whole.losses
+    assert jumping.fingerprint() == through.fingerprint()
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(worker: Make, job: Job) -> None:
+    still = ({"lr": 0.0},) * 7
+    one, other = worker(job), worker(replace(job, seed=4))
+    first, second = one.run(Chunk(True, 0, 0, 0, still)), one.run(Chunk(True, 1, 0, 7, still))
+    assert first.losses != second.losses
+    assert sum(first.losses) == pytest.approx(sum(second.losses), rel=1e-5), "the same images all the same"
+    assert other.run(Chunk(True, 0, 0, 0, still)).losses != first.losses
+
+
+def test_the_same_seed_gives_the_same_weights(worker: Make, job: Job) -> None:
+    assert worker(job).fingerprint() == worker(job).fingerprint()
+    assert worker(job).fingerprint() != worker(replace(job, seed=4)).fingerprint()
+
+
+@pytest.mark.parametrize("trained_before", [0, 2])
+def test_restore_brings_all_back(worker: Make, job: Job, trained_before: int) -> None:
+    mine = replace(job, arch="simple_cnn_bn", momentum=0.9)
+    one, undisturbed = worker(mine), worker(mine)
+    for each in (one, undisturbed):
+        each.run(Chunk(True, 0, 0, 0, (LR,) * trained_before)) if trained_before else None
+    one.save()
+    before = one.fingerprint()
+    one.run(Chunk(True, 0, 2, 2, ({"lr": float("inf")},) * 2))  # a finder goes as far as NaN
+    assert one.fingerprint() != before
+    assert not all(np.isfinite(tensor).all() for tensor in one.state().values())
+    one.restore()
+    assert one.fingerprint() == before
+    chunk = Chunk(True, 0, 2, 2, (LR,) * 3)
+    assert one.run(chunk).losses == undisturbed.run(chunk).losses
+    assert one.fingerprint() == undisturbed.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["0.weight", "0.norm.running_mean", "0.norm.running_var"])
+def test_a_fingerprint_sees_one_bit(worker: Make, job: Job, name: str) -> None:
+    one = worker(replace(job, arch="simple_cnn_bn"))
+    before, tensor = one.fingerprint(), one.learner.model.state_dict()[name]
+    tensor.view(-1)[3:4].view(torch.int32).bitwise_xor_(1)
+    assert one.fingerprint() != before
+
+
+def test_a_fingerprint_sees_the_momentum(worker: Make, job: Job) -> None:
+    one = worker(replace(job, momentum=0.9))
+    one.run(Chunk(True, 0, 0, 0, (LR,)))
+    before, state = one.fingerprint(), one.learner.opt.state_dict()
+    next(iter(state.values())).add_(1)
+    assert one.fingerprint() != before
+
+
+def test_samples_are_what_the_model_sees(worker: Make, job: Job) -> None:
+    images, targets = worker(job).samples(6)
+    order = epoch_order(len(job.train), job.seed, 0)[:6]
+    np.testing.assert_array_equal(images, [decode(job.train.files[i], job.size) for i in order])
+    assert targets == [job.train.targets[i] for i in order]
+
+
+def test_augmented_samples_show_the_augmentation(worker: Make, job: Job) -> None:
+    images, _ = worker(replace(job, augment=True, presize=27)).samples(6)
+    assert images.shape == (6, 24, 24, 3)
+    plain, _ = worker(job).samples(6)
+    assert not np.array_equal(images, plain)
+
+
+def test_bad_images_are_refused_by_name_or_left_out() -> None:
+    bad = (("a.jpg", "it is empty"), ("b.jpg", "it is cut"))
+    with pytest.raises(UserError, match=r"a.jpg is no readable image: it is empty.*--bad-images skip"):
+        refuse_bad(bad, skip=False)
+    refuse_bad(bad, skip=True)
+    refuse_bad((), skip=False)
+
+
+def test_a_batch_without_one_readable_image_is_no_step(worker: Make, job: Job) -> None:
+    files = tuple("/no/such.jpg" for _ in job.train.files)
+    one = worker(replace(job, train=Labelled(files, job.train.targets), skip_bad_images=True, arch="simple_cnn_bn"))
+    before = {name: tensor for name, tensor in one.state().items() if "running" not in name}
+    report = one.run(Chunk(True, 0, 0, 0, (LR,) * 2))
+    assert (report.counts, report.losses, len(report.bad_images)) == ([0, 0], [0.0, 0.0], 16)
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(one.state()[name], tensor, err_msg=name)

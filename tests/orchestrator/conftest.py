@@ -1,0 +1,76 @@
+"What the tests of the orchestrator share: commands run in this process or in one of their own, as a user runs them."
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+
+@dataclass(frozen=True)
+class Ended:
+    "What a command left: its exit code and what it printed."
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def undisturbed() -> Iterator[None]:
+    "A command run in this process changes the environment, torch's threads and signals; put them back."
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    with patch.dict(os.environ):
+        yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def user_environment() -> dict[str, str]:
+    "The environment of a user who has no Ray running and never trained here."
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "GLOO_", "NCCL_")) and name not in ("RANK", "WORLD_SIZE")
+    }
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    "Run `python -m orchestrator.launch` with these arguments in this process: `here('--epochs', 0)`."
+
+    def run(*arguments: Any) -> Ended:
+        from orchestrator.launch import main
+
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def there(user_environment: dict[str, str]) -> Callable[..., Ended]:
+    "Run it in a process of its own."
+
+    def run(*arguments: Any, module: str = "orchestrator.launch") -> Ended:
+        line = [sys.executable, "-m", module, *map(str, arguments)]
+        done = subprocess.run(line, env=user_environment, capture_output=True, text=True, timeout=120)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def small(pictures: Path, tmp_path: Path) -> list[str]:
+    "Arguments of a run of a second or two, which leaves nothing outside of `tmp_path`."
+    folders = ["--data", str(pictures), "--data-dir", str(tmp_path / "cache"), "--runs", str(tmp_path / "runs")]
+    return [*folders, "--cache", "off", "--size", "24", "--batch-size", "8", "--epochs", "1"]

@@ -1,0 +1,95 @@
+"Each rule of Config, and that every value is either taken or refused in one sentence."
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.errors import UsageError
+from orchestrator.config import Config, flag
+
+FIELDS = {one.name: one for one in dataclasses.fields(Config)}
+INF, NAN = float("inf"), float("nan")
+GOOD = [
+    ("data", "shapes"), ("size", 1), ("augment", True), ("bad_images", "skip"), ("sync_batchnorm", False),
+    ("epochs", 1), ("batch_size", 1), ("lr", 0.5), ("lr", 1), ("lr", "auto"), ("schedule", "cosine"),
+    ("momentum", 0), ("momentum", 0.99), ("weight_decay", 0), ("weight_decay", 5.0), ("seed", 0), ("gpus", "0,2"),
+    ("gpus", None), ("cpus", 1), ("cpus", None), ("local", True), ("address", "10.0.0.1:6379"), ("address", "h-2:1"),
+    ("backend", "gloo"), ("backend", None), ("name", "my.run_2+x-y"), ("name", None), ("debug", True),
+]  # fmt: skip
+BAD = [
+    ("size", 0), ("size", -64), ("size", 64.0), ("size", "64"), ("size", True), ("size", None),
+    ("augment", 1), ("augment", "yes"), ("augment", None), ("bad_images", "ignore"), ("bad_images", None),
+    ("epochs", 0), ("epochs", -1), ("epochs", 1.5), ("batch_size", 0), ("batch_size", -8), ("batch_size", INF),
+    ("lr", 0), ("lr", -0.1), ("lr", INF), ("lr", NAN), ("lr", "find"), ("lr", True), ("lr", None),
+    ("schedule", "one-cycle"), ("schedule", ""), ("momentum", -0.1), ("momentum", 1), ("momentum", NAN),
+    ("weight_decay", -1e-9), ("weight_decay", INF), ("weight_decay", NAN), ("seed", -1), ("seed", 0.5),
+    ("cpus", 0), ("cpus", -2), ("cpus", "two"), ("gpus", 4), ("gpus", ["0"]), ("local", 0),
+    ("address", "host"), ("address", "host:"), ("address", ":1"), ("address", "a b:1"), ("address", "a:b:c"),
+    ("backend", "mpi"), ("name", ""), ("name", "a/b"), ("name", "../x"), ("name", ".hidden"), ("name", "a b"),
+    ("name", "-x"), ("data", None), ("data", 3), ("runs", ["runs"]), ("debug", "on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD)
+def test_what_is_possible_is_taken(name: str, value: Any) -> None:
+    assert getattr(Config(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_what_is_not_is_refused_with_value_and_rule(name: str, value: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        Config(**{name: value})
+    text = str(caught.value)
+    assert text.startswith(f"{flag(name)} {value} is not possible: it must be ")
+    assert "\n" not in text
+
+
+@given(
+    st.sampled_from(sorted(FIELDS)),
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=4) | st.lists(st.just("a")),
+)
+def test_every_value_is_taken_as_declared_or_refused(name: str, value: Any) -> None:
+    try:
+        config = Config(**{name: value})
+    except UsageError as error:
+        assert str(error).startswith(f"{flag(name)} {value} is not possible")
+    else:
+        kinds = {"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)}
+        allowed = str(FIELDS[name].type).split(" | ")
+        assert any(isinstance(value, kinds[kind]) for kind in allowed)  # type: ignore[arg-type]
+        assert isinstance(value, bool) == (allowed == ["bool"]), "True is no number"
+        json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def test_all_choices_are_taken() -> None:
+    for name, one in FIELDS.items():
+        for choice in one.metadata["choices"]:
+            assert getattr(Config(**{name: choice}), name) == choice
+
+
+def test_defaults_are_those_of_the_issue() -> None:
+    config = Config()
+    assert (config.data, config.runs, config.schedule, config.bad_images) == (
+        "imagenette160", "runs", "one_cycle", "fail",
+    )  # fmt: skip
+    assert {"one_cycle", "constant", "cosine"} <= set(FIELDS["schedule"].metadata["choices"])
+    assert Config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_everything_has_a_help() -> None:
+    for one in FIELDS.values():
+        assert one.metadata["help"]
+
+
+@pytest.mark.parametrize(("size", "presize"), [(64, 72), (24, 27), (128, 144)])
+def test_augmentation_crops_out_of_more(size: int, presize: int) -> None:
+    assert Config(size=size).presize == size
+    assert Config(size=size, augment=True).presize == presize
+
+
+def test_a_flag_is_a_name_with_dashes() -> None:
+    assert flag("batch_size") == "--batch-size"

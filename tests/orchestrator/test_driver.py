@@ -1,0 +1,166 @@
+"The driver's clock, its passes over the data, and when it stops a run; the gang is a fake one."
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.messages import Chunk, Report
+from learner.errors import UserError
+from orchestrator.driver import Pace, Place, Plan, Replicas, fingerprint, one_pass, train
+
+PLAN = Plan(n_train=53, n_valid=29, batch_size=8, epochs=2, schedule="one_cycle", lr=0.4)
+
+
+class FakeGang:
+    "Two ranks that claim to have done what they were told; `loss(step)` is what each step gave."
+
+    world_size = 2
+
+    def __init__(self, plan: Plan, loss=lambda step: 2.0, prints=("aa", "aa"), lost: int = 0) -> None:
+        self.plan, self.loss, self.prints, self.lost = plan, loss, list(prints), lost
+        self.done: list[Chunk] = []
+
+    def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
+        for chunk in chunks:
+            self.done.append(chunk)
+            yield [self._report(rank, chunk) for rank in range(2)]
+
+    def _report(self, rank: int, chunk: Chunk) -> Report:
+        n = self.plan.n_train if chunk.train else self.plan.n_valid
+        sizes = [min(self.plan.batch_size, n - b * self.plan.batch_size) for b in numbers(chunk)]
+        counts = [size // 2 if rank else size - size // 2 for size in sizes]
+        if self.lost and rank and not chunk.train:
+            counts[0] -= self.lost
+        losses = [self.loss(chunk.step + i) * count for i, count in enumerate(counts)]
+        n = float(sum(counts))
+        sums = {"loss": (sum(losses), n), "accuracy": (n / 2, n)}
+        return Report(rank, chunk, losses, counts, sums, {"total": 0.01, "data": 0.0, "communication": 0.0})
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        assert method == "fingerprint"
+        return self.prints
+
+
+class FakeTracker:
+    "Keeps what it is told."
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def start(self, *batches: int) -> None:
+        self.total = batches[0]
+
+    def chunk(self, reports: list[Report]) -> None:
+        pass
+
+    def epoch(self, epoch: int, step: int, lr: float, learned: Any, measured: Any) -> dict[str, Any]:
+        self.rows.append({"epoch": epoch, "lr": lr, "train": learned.count, "valid": measured.count})
+        return self.rows[-1]
+
+
+def numbers(chunk: Chunk) -> range:
+    "The batches of the epoch that a chunk has."
+    return range(chunk.first, chunk.first + len(chunk.hypers))
+
+
+def chapter(step: int, steps: int, peak: float) -> float:
+    "The rate of a step as the book's chapter writes it down."
+    pct, pct_start, div_start = step / steps, 0.25, 10.0
+    if pct < pct_start:
+        pct /= pct_start
+        return (1 - pct) * peak / div_start + pct * peak
+    pct = (pct - pct_start) / (1 - pct_start)
+    return (1 - pct) * peak
+
+
+@given(st.integers(1, 500), st.integers(1, 60), st.integers(1, 9), st.floats(1e-6, 10), st.randoms())
+def test_the_rate_is_a_pure_function_and_the_chapters(n_train, batch_size, epochs, lr, random) -> None:
+    plan = dataclasses.replace(PLAN, n_train=n_train, batch_size=batch_size, epochs=epochs, lr=lr)
+    steps = list(range(plan.steps))
+    rates = [plan.hypers(step)["lr"] for step in steps]
+    assert rates == pytest.approx([chapter(step, plan.steps, lr) for step in steps], rel=1e-9, abs=1e-15)
+    random.shuffle(steps)
+    assert [plan.hypers(step)["lr"] for step in steps] == [rates[step] for step in steps], "in whatever order asked"
+    assert 0 < min(rates) <= max(rates) <= lr * (1 + 1e-9)
+
+
+def test_other_schedules_and_momentum() -> None:
+    constant = dataclasses.replace(PLAN, schedule="constant", momentum=0.9)
+    assert [constant.hypers(step) for step in (0, 7, 13)] == [{"lr": 0.4, "momentum": 0.9}] * 3
+    cosine = dataclasses.replace(PLAN, schedule="cosine")
+    for step in range(cosine.steps):
+        assert cosine.hypers(step)["lr"] == pytest.approx(0.2 * (1 + math.cos(math.pi * step / 14)))
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 70), st.lists(st.integers(1, 40), min_size=1))
+def test_chunks_have_each_batch_once_at_any_pace(n_train, n_valid, batch_size, lengths) -> None:
+    plan = dataclasses.replace(PLAN, n_train=n_train, n_valid=n_valid, batch_size=batch_size)
+    pace = Pace()
+    for epoch in range(plan.epochs):
+        for train_set, n in ((True, plan.train_batches), (False, plan.valid_batches)):
+            chunks = []
+            for number, chunk in enumerate(plan.chunks(train_set, epoch, pace)):
+                chunks.append(chunk)
+                pace.length = lengths[number % len(lengths)]
+            assert [batch for chunk in chunks for batch in numbers(chunk)] == list(range(n))
+            assert all((chunk.train, chunk.epoch) == (train_set, epoch) for chunk in chunks)
+            for chunk in chunks:
+                first = epoch * plan.train_batches + (chunk.first if train_set else plan.train_batches)
+                assert chunk.step == first
+                wanted = (
+                    [plan.hypers(first + i) for i in range(len(chunk.hypers))]
+                    if train_set
+                    else [{}] * len(chunk.hypers)
+                )
+                assert list(chunk.hypers) == wanted
+
+
+@given(st.lists(st.floats(1e-7, 100), min_size=1, max_size=20))
+def test_pace_is_bounded(times: list[float]) -> None:
+    pace, chunk = Pace(), Chunk(True, 0, 0, 0, ({"lr": 1.0},))
+    for seconds in times:
+        before = pace.length
+        pace.learn([Report(0, chunk, [1.0], [1], {}, {"total": seconds})])
+        assert 1 <= pace.length <= min(1000, max(1, 4 * before))
+        assert pace.length == 1 or pace.length * seconds <= pace.seconds * 1.5, "or Ctrl-C takes too long"
+
+
+def test_a_run_passes_over_everything() -> None:
+    gang, tracker = FakeGang(PLAN), FakeTracker()
+    train(PLAN, gang, tracker)  # type: ignore[arg-type]
+    assert tracker.total == 2 * (7 + 4)
+    assert [(row["epoch"], row["train"], row["valid"]) for row in tracker.rows] == [(0, 53, 29), (1, 53, 29)]
+    assert tracker.rows[-1]["lr"] == PLAN.hypers(13)["lr"], "that of the epoch's last step"
+    order = [(chunk.epoch, not chunk.train) for chunk in gang.done]
+    assert order == sorted(order), "each epoch trains, then validates"
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+@pytest.mark.parametrize("step", [0, 9, 13])
+def test_a_loss_that_is_no_number_ends_the_run(loss: float, step: int) -> None:
+    gang = FakeGang(PLAN, loss=lambda s: loss if s == step else 1.0)
+    with pytest.raises(UserError) as caught:
+        train(PLAN, gang, FakeTracker())  # type: ignore[arg-type]
+    rate = PLAN.hypers(step)["lr"]
+    assert f"the loss became {loss} at step {step} (learning rate {rate:g})" in str(caught.value)
+    assert "--lr" in str(caught.value)
+    assert max(chunk.step for chunk in gang.done) <= step
+
+
+@pytest.mark.parametrize("lost", [1, -1])
+def test_a_lost_or_doubled_sample_is_noticed(lost: int) -> None:
+    with pytest.raises(UserError, match=f"counted {29 - lost} samples instead of 29"):
+        one_pass(PLAN, FakeGang(PLAN, lost=lost), FakeTracker(), False, Place(), Pace())  # type: ignore[arg-type]
+
+
+def test_replicas_that_differ_end_the_run() -> None:
+    gang = FakeGang(PLAN)
+    gang.prints = ["aa", "bb", "aa", "cc"]
+    with pytest.raises(Replicas, match=r"after epoch 0: ranks \[1, 3\]"):
+        train(PLAN, gang, FakeTracker())  # type: ignore[arg-type]
+    assert fingerprint(FakeGang(PLAN), "now") == "aa"  # type: ignore[arg-type]

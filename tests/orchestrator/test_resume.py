@@ -1,0 +1,173 @@
+"A run that was stopped anywhere and resumed is the run that never stopped: weights, history and TensorBoard."
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import orchestrator.driver
+import orchestrator.fit
+from orchestrator.launch import main
+
+OPTIONS = ["--epochs", "3", "--batch-size", "8", "--size", "16", "--arch", "simple_cnn_bn", "--momentum", "0.9",
+           "--augment", "--ema", "0.9", "--local", "--name", "run"]  # fmt: skip
+CHUNKS = 3 * (3 + 2)  # three batches to train on and two to validate, one a chunk
+
+
+class StopAfter:
+    "Stands in for the signals: asks to stop when it has let `chunks` chunks go."
+
+    code = 130
+
+    def __init__(self, chunks: int) -> None:
+        self.left = chunks
+
+    def __enter__(self) -> "StopAfter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "22 training and 11 validation pictures in two classes."
+    import numpy as np
+    from PIL import Image
+
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for part, n in (("train", 11), ("valid", 5)):
+        for number, name in enumerate(("dark", "light")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(n + (number if part == "valid" else 0)):
+                pixels = rng.integers(0, 128, (20, 24, 3), dtype=np.uint8) + np.uint8(100 * number)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+def launch(data: Path, runs: Path, *more: str) -> int:
+    return main([*OPTIONS, "--data", str(data), "--runs", str(runs), "--data-dir", str(data.parent / "cache"), *more])
+
+
+def history(runs: Path) -> list[dict[str, str]]:
+    "history.csv without the columns that are measured in seconds."
+    with open(runs / "run" / "version_0" / "history.csv") as file:
+        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
+
+
+def scalars(runs: Path) -> dict[str, list[tuple[int, float]]]:
+    "All points of all curves as TensorBoard reads them, but for those about speed."
+    events = EventAccumulator(str(runs / "run" / "version_0" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "The runs folder of a run that was left alone."
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    assert launch(data, runs) == 0
+    return runs
+
+
+def assert_same(runs: Path, reference: Path) -> None:
+    assert history(runs) == history(reference)
+    assert scalars(runs) == scalars(reference)
+    weights = [(folder / "run" / "version_0" / "model.safetensors").read_bytes() for folder in (runs, reference)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("chunks", range(CHUNKS))
+def test_stopped_at_any_batch_and_resumed(chunks, data, uninterrupted, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(chunks))
+        assert launch(data, tmp_path) == 130
+    assert len(history(tmp_path)) == chunks // 5
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert os.listdir(tmp_path / "run") == ["version_0"]
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_stopped_twice_and_resumed_with_another_pace(data, uninterrupted, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+        for chunks in (2, 6):
+            patched.setattr(orchestrator.fit, "Stop", lambda chunks=chunks: StopAfter(chunks))
+            assert launch(data, tmp_path, "--autoresume") == 130
+    assert launch(data, tmp_path, "--autoresume") == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_broken_checkpoint_is_passed_over(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
+        assert launch(data, tmp_path) == 130
+    newest = tmp_path / "run" / "version_0" / "checkpoints" / "step_5" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert "step_5 can't be used" in capsys.readouterr().out
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_resumes_to_its_own_end(data, uninterrupted, tmp_path, capsys) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert "after 3 epochs" in capsys.readouterr().out
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--resume", "last", "--lr", "0.5"], "was begun with --lr 0.1, not 0.5"),
+        (["--resume", "last", "--batch-size", "9"], "was begun with --batch-size 8, not 9"),
+        (["--resume", "nowhere"], "--resume nowhere: there is no run in nowhere"),
+        (["--resume", "last", "--name", "other"], "--resume last: there is no run in"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(more, sentence, data, uninterrupted, capsys) -> None:
+    assert launch(data, uninterrupted, *more) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_autoresume_begins_where_there_is_nothing(data, uninterrupted, tmp_path) -> None:
+    assert launch(data, tmp_path, "--autoresume") == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_disk_that_refuses_the_checkpoint_is_a_warning(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cluster.checkpoint._write", full)
+    assert launch(data, tmp_path) == 0
+    assert capsys.readouterr().out.count("No space left on device") == 3
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_signal_saves_and_says_how_to_go_on(number, code, data, tmp_path) -> None:
+    command = [sys.executable, "-m", "orchestrator.launch", *OPTIONS, "--data", f"{data}", "--runs", f"{tmp_path}",
+               "--data-dir", str(data.parent / "cache"), "--epochs", "100000"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("3 "):  # the fourth epoch's row: training is under way
+                process.send_signal(number)
+                break
+        process.stdout.read()
+        assert process.wait(30) == code
+        assert "go on with the same command and --resume last" in process.stderr.read()
+    assert list((tmp_path / "run" / "version_0" / "checkpoints").glob("step_*"))

@@ -1,0 +1,104 @@
+"The run directory: its number, its files, and that nobody ever reads half of one."
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from learner.errors import UsageError
+from orchestrator.run_folder import HISTORY, RunFolder, write_aside
+
+ROW = dict(zip(HISTORY, (0, 0.1 + 0.2, 1e-300, 1 / 3, 0.08333333333333334, 1234.5, 2.5), strict=True))
+
+
+def test_versions_count_up(tmp_path: Path) -> None:
+    parent = tmp_path / "runs" / "mine"
+    for number in range(3):
+        assert RunFolder.create(parent).path == parent / f"version_{number}"
+    (parent / "version_1").rename(parent / "kept")
+    (parent / "version_40").mkdir()
+    (parent / "version_x").mkdir()
+    (parent / "version_99.txt").touch()
+    assert RunFolder.create(parent).path.name == "version_41", "one above the largest, gaps or not"
+
+
+def test_many_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(lambda _: RunFolder.create(tmp_path / "n").path, range(40)))
+    assert sorted(folders) == sorted(tmp_path / "n" / f"version_{number}" for number in range(40))
+
+
+def test_history_is_as_the_issue_wants_it(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "n")
+    file = folder.path / "history.csv"
+    assert file.read_text().strip() == "epoch,train_loss,valid_loss,accuracy,lr,images_per_second,seconds"
+    folder.add_history(ROW)
+    folder.add_history(ROW | {"epoch": 1})
+    rows = list(csv.DictReader(file.open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    for key, value in ROW.items():
+        assert float(rows[0][key]) == value, "to the last bit"
+
+
+def test_bad_images_are_listed(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "n")
+    folder.add_bad_images([("a, b.jpg", 'it is "cut"')])
+    folder.add_bad_images([("a, b.jpg", 'it is "cut"'), ("c.jpg", "it is empty")])
+    rows = list(csv.reader((folder.path / "bad_images.csv").open()))
+    assert rows == [["file", "reason"], ["a, b.jpg", 'it is "cut"'], ["c.jpg", "it is empty"]]
+
+
+def test_a_model_is_tensors_and_json(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "n")
+    tensors = {"0.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    folder.write_model(tensors, {"arch": "simple_cnn", "classes": ("a", "ü")})
+    loaded = load_file(folder.path / "model.safetensors")
+    assert loaded.keys() == tensors.keys()
+    np.testing.assert_array_equal(loaded["0.weight"], tensors["0.weight"])
+    assert json.loads((folder.path / "model.json").read_text()) == {"arch": "simple_cnn", "classes": ["a", "ü"]}
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    write_aside(file, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_aside(file, b"new")
+    monkeypatch.undo()
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file], "nothing is left beside it"
+    write_aside(file, b"new")
+    assert file.read_bytes() == b"new"
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom orchestrator.run_folder import write_aside\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), 9)\nwrite_aside(Path(sys.argv[1]), b'new' * 1000)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, file]).returncode == -9
+    assert file.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("place", ["/proc", "/sys/kernel", "a-file"])
+def test_where_nothing_can_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a-file").touch()
+    parent = tmp_path / place / "name"  # an absolute `place` stands alone
+    with pytest.raises(UsageError) as caught:
+        RunFolder.create(parent)
+    assert f"the run directory {parent} can't be written: " in str(caught.value)
+    assert "name another with --runs DIR" in str(caught.value)
+    assert "\n" not in str(caught.value)
