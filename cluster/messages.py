@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from learner.data.files import Labelled
+from learner.data.mix import MixConfig
 from learner.data.normalize import Normalize
+from learner.data.warp import AugmentConfig
 from learner.interpret import Outcomes
 from learner.metrics import Sums
 
@@ -17,7 +19,8 @@ from learner.metrics import Sums
 class Job:
     """What every worker is told, the same for all ranks: pictures are `presize` square in memory, `size` in use.
 
-    `channels` is 3, or 1 for pictures in grey;
+    `augment` is none, crop or full, as `augmentation` says; `mix` is MixUp and CutMix; in a `progressive` run, training
+    steps come with a `size` of their own; `channels` is 3, or 1 for pictures in grey;
     `store` is the folder of the store of decoded pictures, if there is to be one;
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
@@ -34,9 +37,12 @@ class Job:
     batch_size: int
     seed: int
     normalize: Normalize
-    augment: bool
+    augment: str
     sync_batchnorm: bool
     skip_bad_images: bool
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    progressive: bool = False
     channels: int = 3
     store: str | None = None
     optimizer: str = "sgd"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 def n_batches(n_samples: int, batch_size: int) -> int:
@@ -15,13 +16,27 @@ def part(n: int, rank: int, world_size: int) -> range:
     return range(n * rank // world_size, n * (rank + 1) // world_size)
 
 
-def local_batch(
-    order: Sequence[int], batch_size: int, batch: int, rank: int, world_size: int
-) -> tuple[list[int], range]:
-    """A rank's samples of global batch number `batch` of an epoch that goes through `order`.
+@dataclass(frozen=True)
+class LocalPart:
+    """What a rank loads of a global batch of `n` samples that begins at place `start` of the epoch's order.
 
-    Gives their sample numbers, and their positions in the global batch; both may be empty.
+    `mine` are the rows of the global batch that are the rank's; `rows` those it loads, `mine` first.
     """
-    samples = order[batch * batch_size : (batch + 1) * batch_size]
-    mine = part(len(samples), rank, world_size)
-    return list(samples[mine.start : mine.stop]), mine
+
+    start: int
+    n: int
+    mine: range
+    rows: Sequence[int]
+
+    @property
+    def places(self) -> list[int]:
+        "Where in the epoch's order the rows stand."
+        return [self.start + row for row in self.rows]
+
+
+def local_batch(n_samples: int, batch_size: int, batch: int, rank: int, world_size: int) -> LocalPart:
+    "A rank's part of global batch number `batch` of an epoch of `n_samples`; it may be empty."
+    start = batch * batch_size
+    n = max(0, min(batch_size, n_samples - start))
+    mine = part(n, rank, world_size)
+    return LocalPart(start, n, mine, mine)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from cluster.messages import Chunk, Job
-from cluster.shards import local_batch, n_batches
+from cluster.shards import LocalPart, local_batch, n_batches
 from learner.data.loader import DataLoader, Dataset, Readable, collate_readable, epoch_order
+from learner.data.mix import needed
 from learner.data.store import Store, StoredDataset
 
 
@@ -20,7 +24,7 @@ class LocalBatches:
         n = len(job.train) + len(job.valid)
         self.store = Store(Path(job.store), n, job.presize, job.channels) if job.store else None
         self.loaders = {train: self._loader(train, threads) for train in (True, False)}
-        self._stream: Iterator[tuple[Readable, range]] = iter(())
+        self._stream: Iterator[tuple[Readable, LocalPart]] = iter(())
         self._next: tuple[bool, int, int] | None = None
 
     def _loader(self, train: bool, threads: int) -> DataLoader:
@@ -33,20 +37,25 @@ class LocalBatches:
             return Dataset(labelled, self.job.presize, self.job.channels)
         return StoredDataset(labelled, self.job.presize, self.store, 0 if train else len(self.job.train))
 
-    def open(self, chunk: Chunk) -> Iterator[tuple[Readable, range]]:
-        "The stream at the chunk's first batch: this rank's samples, and their positions in the global batch."
+    def open(self, chunk: Chunk) -> Iterator[tuple[Readable, LocalPart]]:
+        "The stream at the chunk's first batch: samples, at their rows in the global batch, and which are this rank's."
         if self._next != (chunk.train, chunk.epoch, chunk.first):
             self._stream = self._batches(chunk.train, chunk.epoch, chunk.first)
         self._next = chunk.train, chunk.epoch, chunk.first + len(chunk.hypers)
         return self._stream
 
-    def _batches(self, train: bool, epoch: int, first: int) -> Iterator[tuple[Readable, range]]:
+    def _batches(self, train: bool, epoch: int, first: int) -> Iterator[tuple[Readable, LocalPart]]:
         loader, size = self.loaders[train], self.job.batch_size
         n = len(loader.dataset)
         order = epoch_order(n, self.job.seed, epoch) if train else range(n)
-        mine = partial(local_batch, order, size, rank=self.rank, world_size=self.world_size)
-        parts = [mine(batch=b) for b in range(first, n_batches(n, size))]
-        yield from zip(loader.load(samples for samples, _ in parts), (rows for _, rows in parts))
+        mine = partial(local_batch, n, size, rank=self.rank, world_size=self.world_size)
+        parts = [self._with_partners(mine(batch=b), train) for b in range(first, n_batches(n, size))]
+        for batch, part in zip(loader.load([order[i] for i in part.places] for part in parts), parts):
+            yield replace(batch, rows=torch.tensor(part.rows, dtype=torch.int64)[batch.rows]), part
+
+    def _with_partners(self, part: LocalPart, train: bool) -> LocalPart:
+        "In training with MixUp or CutMix, also the rows that this rank's own are mixed with."
+        return replace(part, rows=needed(part.mine, part.n)) if train and self.job.mix else part
 
     def close(self) -> None:
         "End the loaders' threads."

@@ -14,16 +14,18 @@ from cluster.comms import Comm
 from cluster.messages import Chunk, Job, Report
 from cluster.rank_learner import RankLearner, RankResults
 from cluster.reducer import GradientSum
+from cluster.shards import LocalPart
 from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
 from learner.callbacks.clip import ClipGradients
 from learner.callbacks.ema import EMA
+from learner.callbacks.mix import Mix
 from learner.callbacks.outcomes import KeepOutcomes
 from learner.callbacks.precision import MixedPrecision
 from learner.callbacks.setup import SetupLearner
-from learner.data.augment import Augment
 from learner.data.images import BadImage
 from learner.data.loader import Readable, collate_readable, epoch_order
+from learner.data.warp import Warp, make_augment
 from learner.errors import UserError
 from learner.learner import Callback, Learner
 from learner.models import build
@@ -39,8 +41,10 @@ def refuse_bad(bad: tuple[tuple[str, str], ...], skip: bool) -> None:
 
 def callbacks(job: Job, device: torch.device) -> list[Callback]:
     "What a job asks of the Learner beyond the plain loop."
-    augment = Augment(job.size, job.seed) if job.presize != job.size else None
+    augment = make_augment(job.augment, job.size, job.presize, job.seed, job.augmentation, job.progressive)
     chosen: list[Callback] = [SetupLearner(device, job.normalize, augment, job.seed)]
+    if job.mix:
+        chosen.append(Mix(job.mix, job.n_classes, job.seed))
     if job.precision != "fp32":
         chosen.append(MixedPrecision(job.precision))
     if job.clip:
@@ -92,11 +96,12 @@ class Worker:
         for number, hypers in enumerate(chunk.hypers):
             self.learner.num = chunk.first + number
             asked = time.perf_counter()
-            batch, mine = next(stream)
+            batch, part = next(stream)
             data_seconds += time.perf_counter() - asked
             refuse_bad(batch.bad, self.job.skip_bad_images)
-            bad += batch.bad
-            self._step(batch, mine.start, hypers)
+            own = int((batch.rows < part.mine.stop).logical_and(batch.rows >= part.mine.start).sum())
+            bad += batch.bad[: len(part.mine) - own]  # the others are another rank's to report
+            self._step(batch, part, own, hypers)
         losses = torch.stack(self.results.losses).double().tolist()
         seconds = {
             "total": time.perf_counter() - started,
@@ -120,20 +125,31 @@ class Worker:
             self.learner.model.training = training
             self.learner("before_epoch")
 
-    def _step(self, batch: Readable, start: int, hypers: dict[str, float]) -> None:
-        "One global batch, of which `batch` is this rank's part from position `start` on."
+    def _step(self, batch: Readable, part: LocalPart, own: int, hypers: dict[str, float]) -> None:
+        "One global batch, of which `batch` has this rank's `own` samples, and behind them those they are mixed with."
         learner, n = self.learner, len(batch.targets)
-        self.reducer.n_local = n
-        learner.opt.set(**hypers)
+        self.reducer.n_local = own
+        self._set(hypers, part)
         parts = self.job.accumulate if learner.model.training else 1
         cuts = [n * i // parts for i in range(parts + 1)]
         for number, (low, high) in enumerate(pairwise(cuts)):
             learner.first_part, learner.last_part = number == 0, number == parts - 1
             learner.batch = batch.inputs[low:high], batch.targets[low:high]
-            learner.rows = batch.rows[low:high] + start
+            learner.rows = batch.rows[low:high]
             learner.one_batch()
         if learner.model.training and not self.job.sync_batchnorm:
             self._average_buffers()
+
+    def _set(self, hypers: dict[str, float], part: LocalPart) -> None:
+        "Tell the optimizer, and the callbacks that change pictures, what this step is about."
+        numbers = dict(hypers)
+        size = numbers.pop("size", None)
+        self.learner.opt.set(**numbers)
+        for cb in self.learner.cbs:
+            if isinstance(cb, Mix):
+                cb.place = part.mine, part.n
+            if size and isinstance(cb, SetupLearner) and isinstance(cb.augment, Warp):
+                cb.augment.train_size = int(size)
 
     def _average_buffers(self) -> None:
         "With statistics of local batches, running ones are averaged: their updates are linear, so all is kept."

@@ -12,14 +12,19 @@ from learner.errors import UserError
 Sums = dict[str, tuple[float, float]]
 
 
+def hard(targets: Tensor) -> Tensor:
+    "Class numbers (n,) int64, of probabilities (n, classes) float the likeliest."
+    return targets.argmax(1) if targets.is_floating_point() else targets
+
+
 def accuracy(preds: Tensor, targets: Tensor) -> Tensor:
     "How many of `targets` (n,) int64 have the largest of `preds` (n, classes): a sum, to be divided by a count later."
-    return (preds.argmax(1) == targets).sum()
+    return (preds.argmax(1) == hard(targets)).sum()
 
 
 def error_rate(preds: Tensor, targets: Tensor) -> Tensor:
     "How many of `targets` have not the largest of `preds`: a sum."
-    return (preds.argmax(1) != targets).sum()
+    return (preds.argmax(1) != hard(targets)).sum()
 
 
 def top_k(k: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -27,7 +32,7 @@ def top_k(k: int) -> Callable[[Tensor, Tensor], Tensor]:
 
     def metric(preds: Tensor, targets: Tensor) -> Tensor:
         best = preds.topk(min(k, preds.shape[1]), dim=1).indices
-        return (best == targets.unsqueeze(1)).any(1).sum()
+        return (best == hard(targets).unsqueeze(1)).any(1).sum()
 
     metric.__name__ = f"top_{k}_accuracy"
     return metric

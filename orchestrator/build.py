@@ -115,7 +115,7 @@ def make_job(config: Config, split: Split) -> Job:
         precision=config.precision,
         channels=images.shape[-1],
         normalize=Normalize.of(images),
-        augment=config.augment,
+        augment="crop" if config.augment else "none",
         sync_batchnorm=config.sync_batchnorm,
         skip_bad_images=config.bad_images == "skip",
     )

@@ -54,6 +54,9 @@ class Config:
     bad_images: str = option("fail", "what to do at an unreadable image", DATA, choices=("fail", "skip"))
 
     arch: str = option("simple_cnn", "the model: a name from learner/models.py", MODEL, "NAME")
+    init: str | None = option(
+        None, "start from the weights of a finished run, but for the head where the classes differ", MODEL, "RUN"
+    )
     sync_batchnorm: bool = option(True, "BatchNorm over the global batch, not each worker's part", MODEL)
 
     epochs: int = option(8, "how often to go through the training set", TRAIN, "N")

@@ -29,7 +29,7 @@ def measuring_job(run: LoadedRun, labelled: Labelled, batch_size: int, k: int, p
         batch_size=batch_size,
         seed=0,
         normalize=run.normalize,
-        augment=False,
+        augment="none",
         sync_batchnorm=False,
         skip_bad_images=skip_bad,
         precision=precision,

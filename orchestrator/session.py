@@ -27,6 +27,7 @@ from orchestrator.build import (
 )
 from orchestrator.config import Config
 from orchestrator.driver import Plan
+from orchestrator.initial import start_from
 from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint
 from orchestrator.run_folder import RunFolder
 from orchestrator.summary import default_name, report_configuration
@@ -96,6 +97,9 @@ def open_session(config: Config) -> Iterator[Session]:
     root, block = open_data(config)
     split = block.open(root)
     job, plan = make_job(config, split), make_plan(config, split)
+    started_from = ""
+    if config.init is not None:
+        job, started_from = start_from(config.init, job, split.vocab.classes)
     parent = Path(config.runs).expanduser() / (config.name or default_name(config))
     run = find_run(config, parent)
     checkpoint = newest_checkpoint(run, config.keep) if run else None
@@ -103,6 +107,8 @@ def open_session(config: Config) -> Iterator[Session]:
     folder = RunFolder(run) if run else RunFolder.create(parent)
     report_configuration(config, devices, split, plan, folder, job.channels)
     job = dataclasses.replace(job, store=make_store(config, split, job.channels))
+    if started_from:
+        print(started_from, end="\n\n")
     if run:
         folder.write_history(standing.rows)
         print(f"going on at step {checkpoint.step if checkpoint else 0}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Tracker:
 
     def __init__(self, folder: RunFolder, terminal: Terminal, first_step: int | None = None) -> None:
         self.folder, self.terminal = folder, terminal
+        await_new_second(folder.path / "tensorboard")
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
         self.bad_images: dict[str, str] = {}
         self.batches = 0
@@ -97,6 +99,12 @@ class Tracker:
         "Wipe the bar, and write out what is buffered."
         self.terminal.clear()
         self.board.close()
+
+
+def await_new_second(folder: Path) -> None:
+    "Let a second begin that no event file is named after: TensorBoard reads a run's files in the order of their names."
+    while any(folder.glob(f"*.tfevents.{int(time.time())}.*")):
+        time.sleep(0.02)
 
 
 def speed(tally: Tally) -> dict[str, float]:

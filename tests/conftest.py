@@ -72,7 +72,7 @@ def job(pictures: Path) -> Any:
 
     split = open_split(pictures, seed=0)
     return Job(train=split.train, valid=split.valid, n_classes=4, arch="simple_cnn", size=24, presize=24,
-               batch_size=8, seed=3, normalize=Normalize((0.5,) * 3, (0.25,) * 3), augment=False,
+               batch_size=8, seed=3, normalize=Normalize((0.5,) * 3, (0.25,) * 3), augment="none",
                sync_batchnorm=True, skip_bad_images=False)  # fmt: skip
 
 

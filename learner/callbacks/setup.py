@@ -6,6 +6,7 @@ import torch
 
 from learner.data.augment import Augment
 from learner.data.normalize import Normalize
+from learner.data.warp import Warp
 from learner.dropout import Dropout, dropouts, sample_keys, set_keys
 from learner.learner import Callback
 
@@ -24,7 +25,7 @@ class SetupLearner(Callback):
         self,
         device: torch.device | str | None = None,
         normalize: Normalize | None = None,
-        augment: Augment | None = None,
+        augment: Augment | Warp | None = None,
         seed: int = 0,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

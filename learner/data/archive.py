@@ -7,6 +7,7 @@
 import gzip
 import lzma
 import math
+import os
 import stat
 import struct
 import tarfile
@@ -180,17 +181,27 @@ def _members(archive: Path) -> Iterator[Member]:
 
 def _zip_members(file: IO[bytes]) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
+        _check_count(file, len(archive.infolist()))
         for info in archive.infolist():
             if info.header_offset < 0:
                 raise BadArchive(f"{info.filename!r} would lie before the archive's beginning")
             yield Member(info.orig_filename, _zip_kind(info), info.file_size, partial(archive.open, info))
 
 
+def _check_count(file: IO[bytes], found: int) -> None:
+    "Refuse a zip whose directory lost members, which `zipfile` does not notice."
+    file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
+    tail = file.read()
+    (promised,) = struct.unpack_from("<H", tail, tail.rindex(b"PK\5\6") + 10)
+    if promised not in (found & 0xFFFF, 0xFFFF):  # the field has 16 bits; all set, it says to look elsewhere
+        raise BadArchive(f"it holds {found} members where it promises {promised}")
+
+
 def _zip_kind(info: zipfile.ZipInfo) -> str:
-    if info.is_dir():
-        return "folder"
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    return {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(kind, "special file")
+    mode = stat.S_IFMT(info.external_attr >> 16)
+    kinds = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
+    kind = "folder" if info.is_dir() else kinds.get(mode, "special file")
+    return "folder with contents" if kind == "folder" and info.file_size else kind
 
 
 class _Guard:

@@ -65,7 +65,7 @@ def parent_label(name: str) -> str:
 def matching(pattern: str) -> Labeller:
     r"""The label is the first group of `pattern`, searched in the file's name: `(.+)_\d+.jpg$` labels the pets.
 
-    A pattern with a slash is searched in the path below the dataset's folder instead.
+    A pattern with a slash is searched in the path from the dataset's folder on instead, such as /images/pug_1.jpg.
     """
     try:
         compiled = re.compile(pattern)
@@ -77,7 +77,7 @@ def matching(pattern: str) -> Labeller:
         )
 
     def label(name: str) -> str:
-        found = compiled.search(name if "/" in pattern else posixpath.basename(name))
+        found = compiled.search(f"/{name}" if "/" in pattern else posixpath.basename(name))
         if found is None:
             raise NoAnswer(f"the pattern '{pattern}' does not match; correct it, or move such files out")
         return found[1]

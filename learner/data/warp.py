@@ -129,7 +129,7 @@ def make_augment(
 ) -> Augment | Warp | None:
     """What changes pictures kept at `presize` for a model that ends at `size`, in the way that `mode` in AUGMENTS says.
 
-    `config` is for full; the sizes of a `progressive` run must be resampled, so that crop and none become Warps too.
+    Pictures that are larger than the model's are cropped whatever the mode. `config` is for full; the sizes of a `progressive` run must be resampled, so that crop and none become Warps too.
     """
     if mode not in AUGMENTS:
         raise UsageError(f"augmentation {mode!r} is unknown; known are {', '.join(AUGMENTS)}")
@@ -137,7 +137,7 @@ def make_augment(
         return Warp(size, seed, config or AugmentConfig())
     if progressive:
         return Warp(size, seed, AugmentConfig.window(size / presize, 0.5 if mode == "crop" else 0.0))
-    return Augment(size, seed) if mode == "crop" else None
+    return Augment(size, seed) if mode == "crop" or presize != size else None
 
 
 # What is drawn: `random` is (n, COLUMNS) float64 in [0, 1), one row a picture. In maps, the picture's sides are at -1

@@ -18,8 +18,8 @@ from cluster.ray_gang import RayGang
 
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "momentum": {"momentum": 0.9, "weight_decay": 1e-2, "augment": True, "presize": 27},
-    "batchnorm": {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": True, "presize": 27},
+    "momentum": {"momentum": 0.9, "weight_decay": 1e-2, "augment": "crop", "presize": 27},
+    "batchnorm": {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": "crop", "presize": 27},
 }
 RTOL, ATOL = 5e-5, 1e-5  # sums of float32 in another order, over 14 or 10 steps; ten times what was seen
 

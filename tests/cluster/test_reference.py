@@ -106,8 +106,8 @@ def compare(gang: RayGang, drive: Callable[..., Any], job: Job, world_size: int)
     "recipe",
     [
         {"arch": "simple_cnn"},
-        {"arch": "simple_cnn", "momentum": 0.9, "weight_decay": 1e-2, "augment": True, "presize": 27},
-        {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": True, "presize": 27},
+        {"arch": "simple_cnn", "momentum": 0.9, "weight_decay": 1e-2, "augment": "crop", "presize": 27},
+        {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": "crop", "presize": 27},
     ],
 )
 def test_two_workers_are_plain_torch(
@@ -134,7 +134,7 @@ def with_bad(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
         return Labelled(tuple(files), tuple(targets))
 
     return replace(job, train=mixed(job.train, bad), valid=mixed(job.valid, bad[:2]), skip_bad_images=True,
-                   arch="simple_cnn_bn", augment=True, presize=27)  # fmt: skip
+                   arch="simple_cnn_bn", augment="crop", presize=27)  # fmt: skip
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

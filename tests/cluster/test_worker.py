@@ -55,7 +55,7 @@ def test_validation_changes_nothing(worker: Make, job: Job) -> None:
 
 
 def test_a_step_is_a_function_of_the_state_and_its_number(worker: Make, job: Job) -> None:
-    mine = replace(job, augment=True, presize=27)
+    mine = replace(job, augment="crop", presize=27)
     through, jumping = worker(mine), worker(mine)
     whole = through.run(Chunk(True, 1, 0, 7, (LR,) * 7))
     later = jumping.run(Chunk(True, 1, 0, 7, (LR,) * 3)).losses
@@ -121,7 +121,7 @@ def test_samples_are_what_the_model_sees(worker: Make, job: Job) -> None:
 
 
 def test_augmented_samples_show_the_augmentation(worker: Make, job: Job) -> None:
-    images, _ = worker(replace(job, augment=True, presize=27)).samples(6)
+    images, _ = worker(replace(job, augment="crop", presize=27)).samples(6)
     assert images.shape == (6, 24, 24, 3)
     plain, _ = worker(job).samples(6)
     assert not np.array_equal(images, plain)

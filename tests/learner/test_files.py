@@ -5,18 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from learner.data.files import (
     EXTENSIONS,
     Labelled,
     Vocab,
-    grandparent_split,
+    check_parts,
     image_files,
+    list_files,
     open_split,
     parent_label,
-    random_split,
 )
 from learner.errors import UsageError
 
@@ -63,43 +61,14 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         image_files(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("train", ["train", "Train", "training"])
-@pytest.mark.parametrize("valid", ["valid", "val", "validation", "test", "VAL"])
-def test_parts_are_found_by_the_names_in_use(tmp_path: Path, train: str, valid: str) -> None:
-    touch(tmp_path, [f"{train}/a/1.jpg", f"{train}/b/2.jpg", f"{valid}/a/3.jpg", "other/b/4.jpg"])
-    parts = grandparent_split(tmp_path)
-    assert [relative(part, tmp_path) for part in parts] == [
-        [f"{train}/a/1.jpg", f"{train}/b/2.jpg"],
-        [f"{valid}/a/3.jpg"],
-    ]
-
-
-def test_a_validation_part_goes_before_a_test_part(tmp_path: Path) -> None:
-    touch(tmp_path, ["test/a/1.jpg", "train/a/2.jpg", "val/a/3.jpg"])
-    assert relative(grandparent_split(tmp_path)[1], tmp_path) == ["val/a/3.jpg"]
-
-
 @pytest.mark.parametrize(("there", "lacking"), [("train", "validation"), ("val", "training")])
 def test_one_part_alone_is_refused_with_what_to_do(tmp_path: Path, there: str, lacking: str) -> None:
     touch(tmp_path, [f"{there}/{name}/{i}.jpg" for name in "ab" for i in range(5)])
-    with pytest.raises(UsageError, match=rf"has {there}/ but no {lacking} part.*pass {tmp_path}/{there} to split"):
+    with pytest.raises(
+        UsageError, match=rf"{tmp_path}: no folder of a {lacking} part .*there is {there}/ alone; .*random"
+    ):
         open_split(tmp_path, seed=0)
     assert len(open_split(tmp_path / there, seed=0).train) == 8
-
-
-@given(st.integers(2, 200), st.floats(0.01, 0.9), st.integers(0, 2**31))
-def test_a_random_split_is_a_partition_that_its_seed_decides(n, fraction, seed) -> None:
-    files = [f"{i:04}" for i in range(n)]
-    train, valid = random_split(files, fraction, seed)
-    assert sorted(train + valid) == files and train == sorted(train) and valid == sorted(valid)
-    assert len(valid) == max(1, round(n * fraction))
-    assert random_split(files, fraction, seed) == (train, valid)
-
-
-def test_another_seed_splits_otherwise_and_not_in_order() -> None:
-    files = [f"{i:04}" for i in range(100)]
-    splits = [random_split(files, 0.2, seed)[1] for seed in range(3)]
-    assert len({tuple(valid) for valid in [*splits, files[:20], files[-20:]]}) == 5
 
 
 def test_a_folder_without_parts_is_split_at_random(tmp_path: Path) -> None:
@@ -124,7 +93,7 @@ def test_a_validation_label_that_was_never_trained_is_refused_with_its_file(tmp_
     touch(tmp_path, ["train/dog/1.jpg", "train/cat/2.jpg", "valid/dog/3.jpg", "valid/dogs/4.jpg"])
     with pytest.raises(UsageError) as caught:
         open_split(tmp_path, seed=0)
-    for part in (str(tmp_path / "valid/dogs/4.jpg"), "'dogs'", "nearest: 'dog'", "cat, dog"):
+    for part in (f"{tmp_path}: valid/dogs/4.jpg validates", "'dogs'", "nearest: 'dog'", "cat, dog"):
         assert part in str(caught.value)
 
 
@@ -139,9 +108,10 @@ def test_one_class_is_refused_by_name(tmp_path: Path) -> None:
     [
         ([], r"{root} has no images \(.*\.jpg"),
         (["a/notes.txt", "a/.1.jpg"], "{root} has no images"),
-        (["train/a/notes.txt", "valid/a/1.jpg"], "the training part of {root} has no images"),
-        (["train/a/1.jpg", "train/b/1.jpg", "valid/a/x"], "the validation part of {root} has no images"),
-        (["a/1.jpg"], "the training part of {root} has no images"),
+        (["train/a/notes.txt", "valid/a/1.jpg"], "{root}: no folder of a training part .* has images"),
+        (["train/a/1.jpg", "train/b/1.jpg", "valid/a/x"], "{root}: no folder of a validation part .* has images"),
+        (["a/1.jpg"], "{root}: none of 1 images can validate: each of the 1 classes has only one, as 'a' has"),
+        (["a/1.jpg", "2.jpg"], "{root}: 1 of 2 images have no label; the first, 2.jpg: it lies in no folder"),
     ],
 )
 def test_nothing_to_train_or_validate_on_is_refused(tmp_path: Path, names: list[str], problem: str) -> None:
@@ -154,6 +124,36 @@ def test_what_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
     touch(tmp_path, ["file.jpg"])
     with pytest.raises(UsageError, match=f"{name} is no folder"):
         open_split(tmp_path / name, seed=0)
+
+
+def test_files_are_named_alike_however_the_folder_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, ["data/b/1.jpg", "data/a/2.jpg"])
+    monkeypatch.chdir(tmp_path / "data")
+    for root in (".", "../data", "../data/", tmp_path / "data", f"{tmp_path}/./data//"):
+        files, names = list_files(root)
+        assert names == ["a/2.jpg", "b/1.jpg"] and [Path(file).resolve() for file in files] == [
+            (tmp_path / "data" / name).resolve() for name in names
+        ]
+
+
+def test_what_a_function_lists_is_sorted_and_named(tmp_path: Path) -> None:
+    touch(tmp_path, ["b/1.jpg", "a/2.jpg", "a/3.png"])
+    files, names = list_files(tmp_path, lambda root: sorted(Path(root).rglob("*.jpg"), reverse=True))
+    assert files == [str(tmp_path / name) for name in names] and names == ["a/2.jpg", "b/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        (([0, 1], []), "none of 3 images is left to validate"),
+        (([], [0]), "none of 3 images is left to train"),
+        (([0, 1], [1, 2]), "names 1 images twice, the first b"),
+        (([0, 0], [1, 2]), "names 1 images twice, the first a"),
+    ],
+)
+def test_parts_that_are_none_are_refused(parts: tuple[list[int], list[int]], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        check_parts(parts, ["a", "b", "c"])
 
 
 def test_the_vocab_encodes_and_a_labelled_set_has_a_length() -> None:

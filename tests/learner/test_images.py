@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from learner.data.images import BadImage, decode, to_rgb
+from learner.data.images import BadImage, decode, is_grey, open_image, to_grey, to_rgb
+from learner.errors import UsageError
 
 RGB = (200, 100, 40)
 
@@ -189,3 +190,58 @@ def test_decoding_leaves_the_warning_filters_of_other_threads_alone(tmp_path: Pa
 def test_rgb_stays_itself() -> None:
     image = solid("RGB", RGB)
     assert to_rgb(image) is image
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_in_grey_each_kind_of_picture_has_one_channel_of_its_brightness(tmp_path: Path, kind: str) -> None:
+    image, extension, colour = PICTURES[kind]
+    file = str(tmp_path / f"x.{extension}")
+    image.save(file)
+    pixels = decode(file, 9, channels=1)
+    assert pixels.shape == (9, 9, 1) and pixels.dtype == np.uint8
+    assert np.abs(pixels - np.dot(colour, (0.299, 0.587, 0.114))).max() <= 3
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_any_channel_of_a_grey_picture_is_that_picture_in_grey(tmp_path: Path, extension: str, mode: str) -> None:
+    file = str(tmp_path / f"x.{extension}")
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(file)
+    colour, grey = decode(file, 16), decode(file, 16, channels=1)
+    assert is_grey(colour)
+    np.testing.assert_array_equal(colour[..., :1], grey)
+
+
+def test_one_pixel_of_colour_is_no_grey(tmp_path: Path) -> None:
+    pixels = np.full((2, 5, 5, 3), 7, np.uint8)
+    assert is_grey(pixels)
+    pixels[1, 4, 4, 2] = 8
+    assert not is_grey(pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_is_opened_as_large_as_it_is(tmp_path: Path, channels: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    pixels = open_image(str(tmp_path / "x.png"), channels)
+    assert pixels.shape == (30, 40, channels)
+    np.testing.assert_array_equal(pixels, np.asarray(Image.fromarray(noise).convert({1: "L", 3: "RGB"}[channels])).reshape(30, 40, -1))
+
+
+def test_an_opened_wreck_is_refused_like_a_decoded_one(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(noise_file(tmp_path, "jpg")[:500])
+    with pytest.raises(BadImage, match=r"x\.jpg is no readable image: image file is truncated"):
+        open_image(str(tmp_path / "x.jpg"))
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_other_numbers_of_channels_are_refused(tmp_path: Path, channels: int) -> None:
+    solid("RGB", RGB).save(tmp_path / "x.png")
+    with pytest.raises(UsageError, match=f"can't have {channels} channels: it must be 1"):
+        decode(str(tmp_path / "x.png"), 8, channels=channels)
+
+
+def test_grey_stays_itself() -> None:
+    image = solid("L", 5)
+    assert to_grey(image) is image

@@ -34,7 +34,7 @@ class FakeGang:
         n = self.plan.n_train if chunk.train else self.plan.n_valid
         sizes = [min(self.plan.batch_size, n - b * self.plan.batch_size) for b in numbers(chunk)]
         counts = [size // 2 if rank else size - size // 2 for size in sizes]
-        if self.lost and rank and not chunk.train:
+        if rank and not chunk.train and chunk.first == 0:
             counts[0] -= self.lost
         losses = [self.loss(chunk.step + i) * count for i, count in enumerate(counts)]
         n = float(sum(counts))

@@ -1,0 +1,54 @@
+"python -m orchestrator.export: a finished run's model as a torch.export program or an ONNX file, by torch's exporters."
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from learner.errors import UsageError
+from orchestrator.command import command
+from orchestrator.run_arguments import KEPT, run_parser
+
+DESCRIPTION = "Write a finished run's model as a file that runs without this package."
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+
+
+def read(argv: Sequence[str], name: str) -> dict[str, Any]:
+    "The command line, by name."
+    parser = run_parser(name, DESCRIPTION)
+    parser.add_argument(
+        "--format", metavar="{torch,onnx}", help="a torch.export program (default), or ONNX, which needs onnxscript"
+    )
+    parser.add_argument("--output", metavar="FILE", help="the file to write (default: RUN/model.pt2 or RUN/model.onnx)")
+    arguments = parser.read(argv)
+    if arguments.setdefault("format", "torch") not in SUFFIXES:
+        raise UsageError(f"--format {arguments['format']} is not possible: it must be one of {', '.join(SUFFIXES)}")
+    return arguments
+
+
+def run(arguments: dict[str, Any]) -> Path:
+    "Export, and say what the file takes and gives; the file."
+    from orchestrator.exporter import save_onnx, save_program  # here, since --help needs no torch
+    from orchestrator.loaded_run import LoadedRun
+
+    loaded = LoadedRun.open(arguments["run"])
+    kind = arguments["format"]
+    file = Path(arguments.get("output", loaded.path / f"model{SUFFIXES[kind]}")).expanduser()
+    (save_onnx if kind == "onnx" else save_program)(loaded, file)
+    side, statistics = loaded.size, loaded.normalize
+    print(f"{loaded}\nwritten to {file}")
+    print(f"takes pictures, float32 (n, {loaded.channels}, {side}, {side}): pixels from 0 to 1, squashed to")
+    print(f"{loaded.presize} px, of which the centre, less mean {statistics.mean}, over std {statistics.std}")
+    print(f"gives logits, float32 (n, {len(loaded.classes)}): the classes of model.json in their order")
+    return file
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    "Run the command line."
+    return command("export", run, argv, read, KEPT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

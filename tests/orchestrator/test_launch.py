@@ -1,0 +1,152 @@
+"`python -m orchestrator.launch` as a user runs it: in one process, on two workers, and what both leave behind."
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from learner.data.files import open_split
+from learner.data.images import decode
+from learner.data.normalize import Normalize
+from learner.models import build
+
+OPTIONS = "--arch simple_cnn_bn --size 24 --batch_size 8 --epochs 2 --lr auto --momentum 0.9 --augment --seed 3".split()
+TAGS = {
+    *(f"train/{what}" for what in ("loss", "lr", "momentum")),
+    *(f"epoch/{what}" for what in ("train_loss", "valid_loss", "accuracy", "train_accuracy")),
+    *(f"speed/{what}" for what in ("images_per_second", "waiting_for_data", "waiting_for_communication")),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    "A finished run: what was printed, and its directory."
+
+    out: str
+    path: Path
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        "The rows of history.csv."
+        with open(self.path / "history.csv", newline="") as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+    def json(self, name: str) -> Any:
+        "A JSON file."
+        return json.loads((self.path / name).read_text())
+
+    def events(self) -> EventAccumulator:
+        "What TensorBoard reads of it."
+        events = EventAccumulator(str(self.path / "tensorboard"), size_guidance={"scalars": 0})
+        events.Reload()
+        return events
+
+
+@pytest.fixture(scope="module")
+def runs(there: Callable[..., Any], pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    "The same run in one process and on two workers."
+    folder, done = tmp_path_factory.mktemp("launch"), {}
+    for name, how in (("local", ["--local"]), ("two", ["--cpus", "2"])):
+        ended = there(*OPTIONS, *how, "--data", pictures, "--data-dir", folder, "--runs", folder, "--name", name)
+        assert (ended.code, ended.err) == (0, "")
+        done[name] = Run(ended.out, folder / name / "version_0")
+    return done
+
+
+@pytest.mark.parametrize("name", ["local", "two"])
+def test_the_run_directory_has_all_files(runs: dict[str, Run], name: str) -> None:
+    run = runs[name]
+    for file in ("config.json", "history.csv", "model.safetensors", "model.json", "logs/rank_0.log"):
+        assert (run.path / file).stat().st_size > 0, file
+    assert any((run.path / "tensorboard").iterdir())
+    assert (run.path / "logs" / "rank_1.log").exists() == (name == "two")
+    assert not [file for file in run.path.iterdir() if file.name.startswith(".")], "nothing half-written"
+
+
+@pytest.mark.parametrize("name", ["local", "two"])
+def test_the_configuration_is_resolved_printed_and_saved(runs: dict[str, Run], name: str) -> None:
+    run, config = runs[name], runs[name].json("config.json")
+    assert (config["size"], config["batch_size"], config["lr"], config["seed"]) == (24, 8, "auto", 3)
+    wanted = {"local_batch": "8" if name == "local" else "4", "classes": 4, "train_images": 53, "valid_images": 29}
+    wanted |= {"steps_per_epoch": 7, "steps": 14, "run_directory": str(run.path)}
+    assert config["resolved"].items() >= wanted.items()
+    before = run.out[: run.out.index("train_loss")]
+    for key, value in {**wanted, "arch": "simple_cnn_bn", "batch_size": 8}.items():
+        assert re.search(rf"^{key} +{re.escape(str(value))}$", before, re.MULTILINE), f"{key}, before training"
+
+
+@pytest.mark.parametrize("name", ["local", "two"])
+def test_the_terminal_has_a_table_and_an_end(runs: dict[str, Run], name: str) -> None:
+    run = runs[name]
+    lines = run.out.splitlines()
+    header = lines.index(next(line for line in lines if line.startswith("epoch ")))
+    assert lines[header].split() == ["epoch", "train_loss", "valid_loss", "accuracy", "images/s", "time"]
+    for line, row in zip(lines[header + 1 :], run.history):
+        assert line.split()[:4] == [f"{row['epoch']:.0f}", *(f"{row[key]:.6f}" for key in list(row)[1:4])]
+    assert re.search(rf"^accuracy {run.history[-1]['accuracy']:.4f} ", run.out, re.MULTILINE)
+    assert f"run directory: {run.path}" in lines
+    assert re.fullmatch(rf"look at it: +\S*tensorboard --logdir {run.path.parent.parent}", lines[-1])
+    assert "\x1b" not in run.out and "\r" not in run.out, "no bar where there is no terminal"
+
+
+def test_two_workers_tell_what_one_tells(runs: dict[str, Run]) -> None:
+    one, two = runs["local"].history, runs["two"].history
+    assert [row["epoch"] for row in one] == [0, 1]
+    for a, b in zip(one, two, strict=True):
+        for key in ("train_loss", "valid_loss", "accuracy", "lr"):
+            assert b[key] == pytest.approx(a[key], rel=2e-4), key
+    suggestions = [re.search(r"LR finder: (\d+) steps, suggestion (\S+);", run.out) for run in runs.values()]
+    assert suggestions[0] and suggestions[1]
+    assert suggestions[0][2] == suggestions[1][2]
+
+
+@pytest.mark.parametrize("name", ["local", "two"])
+def test_tensorboard_has_what_was_promised(runs: dict[str, Run], name: str) -> None:
+    run, events = runs[name], runs[name].events()
+    ranks = {f"speed/images_per_second_rank_{rank}" for rank in range(2 if name == "two" else 1)}
+    assert set(events.Tags()["scalars"]) >= TAGS | ranks
+    assert set(events.Tags()["images"]) >= {"lr_finder", "train/samples"}
+    for tag in ("train/loss", "train/lr", "train/momentum"):
+        assert [event.step for event in events.Scalars(tag)] == list(range(14)), tag
+    for key in ("train_loss", "valid_loss", "accuracy"):
+        assert [e.value for e in events.Scalars(f"epoch/{key}")] == pytest.approx([row[key] for row in run.history])
+    peak = float(re.search(r"suggestion (\S+);", run.out)[1])  # type: ignore[index]
+    assert max(event.value for event in events.Scalars("train/lr")) == pytest.approx(peak, rel=0.1)
+    for tag in ("speed/waiting_for_data", "speed/waiting_for_communication"):
+        assert all(0 <= event.value <= 1 for event in events.Scalars(tag))
+
+
+@pytest.mark.parametrize("name", ["local", "two"])
+def test_the_saved_model_is_the_one_that_was_measured(runs: dict[str, Run], name: str, pictures: Path) -> None:
+    run, about = runs[name], runs[name].json("model.json")
+    assert about["classes"] == ["ant", "bee", "cat", "dog"]
+    model = build(about["arch"], about["channels"], len(about["classes"]))
+    model.load_state_dict(
+        {key: torch.tensor(value) for key, value in load_file(run.path / "model.safetensors").items()}
+    )
+    valid = open_split(pictures, seed=0).valid
+    margin = (about["presize"] - about["size"]) // 2
+    cut = slice(margin, margin + about["size"])
+    images = torch.tensor(np.stack([decode(file, about["presize"]) for file in valid.files]))[:, cut, cut]
+    preds = model.eval()(Normalize(**{key: tuple(value) for key, value in about["normalize"].items()})(images))
+    right = (preds.argmax(1) == torch.tensor(valid.targets)).float().mean().item()
+    assert right == pytest.approx(run.history[-1]["accuracy"], abs=1e-6)
+    assert torch.nn.functional.cross_entropy(preds, torch.tensor(valid.targets)).item() == pytest.approx(
+        run.history[-1]["valid_loss"], rel=1e-4
+    )
+
+
+def test_workers_of_a_run_leave_nothing_in_the_temporary_folder(runs: dict[str, Run]) -> None:
+    pid = re.search(r"\(pid (\d+)", (runs["two"].path / "logs" / "rank_0.log").read_text())
+    assert pid and not Path(f"/proc/{pid[1]}").exists()
+    for folder in Path("/tmp").glob("orchestrator-ray-*"):
+        assert Path("/proc", folder.name.split("-")[2]).exists(), f"{folder} is of no running driver"

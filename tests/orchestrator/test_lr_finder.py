@@ -1,0 +1,142 @@
+"The range test across the gang: what one process finds, one decision to stop, and not a trace left."
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.gang import LocalGang
+from cluster.messages import Chunk, Job, Report
+from cluster.ray_gang import RayGang
+from learner.errors import UserError
+from learner.lr_range import RangeTest
+from orchestrator.driver import Pace, Plan
+from orchestrator.lr_finder import range_test, suggestion
+from orchestrator.tally import step_losses
+
+
+def plan_of(job: Job) -> Plan:
+    "The clock of a run of this job."
+    return Plan(n_train=len(job.train), n_valid=len(job.valid), batch_size=job.batch_size, epochs=1,
+                schedule="one_cycle", lr=0.1, momentum=job.momentum or 0.0)  # fmt: skip
+
+
+@pytest.fixture
+def found(job: Job) -> Job:
+    "A job with all that a finder must put back."
+    return replace(job, arch="simple_cnn_bn", momentum=0.9, augment="crop", presize=27)
+
+
+def test_a_gang_finds_what_one_process_finds(
+    ray_gang: RayGang, local_gang: Callable[[Job], LocalGang], found: Job
+) -> None:
+    one = range_test(plan_of(found), local_gang(found))
+    ray_gang.start(found, 2)
+    many = range_test(plan_of(found), ray_gang)
+    sane = sum(lr < 0.01 for lr in one.lrs)
+    assert sane > 30
+    assert many.losses[:sane] == pytest.approx(one.losses[:sane], rel=1e-4)
+    assert len(many.losses) == pytest.approx(len(one.losses), abs=3), "where it diverges, rounding grows too"
+    assert suggestion(many) == pytest.approx(suggestion(one), rel=1e-9)
+
+
+def train_after(gang: Any, plan: Plan) -> list[float]:
+    "The losses of an epoch."
+    return [loss for reports in gang.stream(plan.chunks(True, 0, Pace())) for loss in step_losses(reports)]
+
+
+def test_no_trace_is_left(ray_gang: RayGang, found: Job) -> None:
+    plan = plan_of(found)
+    ray_gang.start(found, 3)
+    fresh, losses = ray_gang.call("fingerprint"), train_after(ray_gang, plan)
+    ends = ray_gang.call("fingerprint")
+    ray_gang.start(found, 3)
+    test = range_test(plan, ray_gang)
+    assert test.diverged or len(test.losses) == len(test.planned)
+    assert ray_gang.call("fingerprint") == fresh
+    assert train_after(ray_gang, plan) == losses, "bit for bit"
+    assert ray_gang.call("fingerprint") == ends
+
+
+class Scripted:
+    "A gang of two whose losses are given; its ranks forget nothing unless told to."
+
+    world_size = 2
+
+    def __init__(self, losses: Callable[[float], float], forgets: bool = True) -> None:
+        self.losses, self.forgets = losses, forgets
+        self.steps, self.calls, self.state = 0, list[str](), "fresh"
+
+    def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
+        for chunk in chunks:
+            self.steps, self.state = self.steps + len(chunk.hypers), "changed"
+            mine = [self.losses(hypers["lr"]) for hypers in chunk.hypers]
+            yield [Report(rank, chunk, [4 * loss for loss in mine], [4] * len(mine), {}, {}) for rank in range(2)]
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        self.calls.append(method)
+        if method == "restore" and self.forgets:
+            self.state = "fresh"
+        return [self.state] * 2
+
+
+PLAN = Plan(n_train=53, n_valid=29, batch_size=8, epochs=1, schedule="one_cycle", lr=0.0)
+
+
+def valley(lr: float) -> float:
+    "A loss that is least at a rate of 0.3."
+    return 1 + (math.log10(lr) - math.log10(0.3)) ** 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e9])
+def test_one_decision_stops_all(bad: float) -> None:
+    gang = Scripted(lambda lr: valley(lr) if lr < 1 else bad)
+    test = range_test(PLAN, gang)  # type: ignore[arg-type]
+    first_bad = next(i for i, lr in enumerate(test.planned) if lr >= 1)
+    assert test.diverged
+    assert len(test.losses) == first_bad + (bad == 1e9)
+    assert gang.steps <= first_bad + 1 + 2 * 5, "no more than what was in flight"
+    assert gang.calls == ["fingerprint", "save", "restore", "fingerprint"]
+    assert gang.state == "fresh"
+
+
+def test_all_rates_are_tried_if_nothing_diverges() -> None:
+    gang = Scripted(valley)
+    test = range_test(PLAN, gang)  # type: ignore[arg-type]
+    assert gang.steps == len(test.losses) == len(test.planned)
+    least = test.lrs[test.smoothed.index(min(test.smoothed))]
+    assert suggestion(test) == pytest.approx(least / 10)
+
+
+def test_a_trace_that_was_left_is_an_error() -> None:
+    with pytest.raises(UserError, match="did not restore"):
+        range_test(PLAN, Scripted(valley, forgets=False))  # type: ignore[arg-type]
+
+
+def test_no_falling_loss_is_said_so() -> None:
+    test = RangeTest()
+    for step in range(len(test.planned)):
+        test.add(1.0 + step)
+    with pytest.raises(UserError, match="--lr RATE"):
+        suggestion(test)
+    nothing = range_test(PLAN, Scripted(lambda lr: math.nan))  # type: ignore[arg-type]
+    assert nothing.losses == []
+    with pytest.raises(UserError, match="--lr RATE"):
+        suggestion(nothing)
+
+
+def test_momentum_is_on_during_the_test() -> None:
+    gang, seen = Scripted(valley), list[dict[str, float]]()
+    stream = gang.stream
+
+    def spy(chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
+        for reports in stream(chunks):
+            seen.extend(reports[0].chunk.hypers)
+            yield reports
+
+    gang.stream = spy  # type: ignore[method-assign]
+    range_test(dataclasses.replace(PLAN, momentum=0.9), gang)  # type: ignore[arg-type]
+    assert all(hypers["momentum"] == 0.9 for hypers in seen)

@@ -1,0 +1,118 @@
+"What a run leaves for people: TensorBoard's own reader, the history and the terminal must agree with the reports."
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cluster.messages import Chunk, Report
+from orchestrator.run_folder import HISTORY, RunFolder
+from orchestrator.tally import Tally
+from orchestrator.terminal import Terminal
+from orchestrator.tracker import Tracker
+
+LOSSES, COUNTS = [[6.0, 3.0], [2.0, 5.0]], [[3, 3], [1, 3]]  # of two ranks in two steps
+SECONDS = {"total": 2.0, "data": 0.5, "communication": 0.25}
+
+
+def reports(train: bool, step: int, bad: tuple[tuple[str, str], ...] = ()) -> list[Report]:
+    "Of two ranks about two batches."
+    hypers = ({"lr": 0.1, "momentum": 0.9}, {"lr": 0.2, "momentum": 0.8}) if train else ({}, {})
+    chunk = Chunk(train, 0, 0, step, hypers)
+    return [
+        Report(rank, chunk, LOSSES[rank], COUNTS[rank],
+               {"loss": (sum(LOSSES[rank]), float(sum(COUNTS[rank]))), "accuracy": (rank + 1.0, sum(COUNTS[rank]))},
+               SECONDS, list(bad) if rank else [])
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run")
+
+
+def scalars(folder: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    "All scalars that TensorBoard reads there: step and value."
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_steps_and_epochs_arrive_in_tensorboard(folder: RunFolder) -> None:
+    tracker = Tracker(folder, Terminal())
+    tracker.start(4)
+    learned, measured = Tally(), Tally()
+    for train, tally in ((True, learned), (False, measured)):
+        tally.add(reports(train, 5 if train else 7))
+        tracker.chunk(reports(train, 5 if train else 7))
+    row = tracker.epoch(0, 6, 0.2, learned, measured)
+    tracker.close()
+    seen = scalars(folder)
+    per_step = {"train/loss": [2.0, 8 / 6], "train/lr": [0.1, 0.2], "train/momentum": [0.9, 0.8]}
+    for tag, values in per_step.items():
+        assert [step for step, _ in seen[tag]] == [5, 6], tag
+        assert [value for _, value in seen[tag]] == pytest.approx(values), tag
+    per_epoch = {
+        "epoch/train_loss": 1.6, "epoch/valid_loss": 1.6, "epoch/accuracy": 0.3, "epoch/train_accuracy": 0.3,
+        "speed/images_per_second": row["images_per_second"], "speed/images_per_second_rank_0": 6 / 1.75,
+        "speed/images_per_second_rank_1": 4 / 1.75, "speed/waiting_for_data": 0.25,
+        "speed/waiting_for_communication": 0.125,
+    }  # fmt: skip
+    for tag, value in per_epoch.items():
+        assert [value for _, value in seen[tag]] == pytest.approx([value]), tag
+    assert seen.keys() == per_step.keys() | per_epoch.keys()
+
+
+def test_the_row_is_the_history_in_full(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker(folder, Terminal())
+    tracker.start(4)
+    learned, measured = Tally(), Tally()
+    learned.add(reports(True, 0))
+    measured.add(reports(False, 2))
+    learned.elapsed, measured.elapsed = 61.5, 1.0
+    rows = [tracker.epoch(epoch, 2 * epoch + 1, math.pi / 30, learned, measured) for epoch in range(2)]
+    tracker.close()
+    written = list(csv.DictReader((folder.path / "history.csv").open()))
+    for row, line in zip(rows, written, strict=True):
+        assert tuple(line) == HISTORY
+        assert {key: float(value) for key, value in line.items()} == row, "to the last bit"
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["epoch", "train_loss", "valid_loss", "accuracy", "images/s", "time"]
+    assert first.split() == ["0", "1.600000", "1.600000", "0.300000", f"{10 / 61.5:.0f}", "01:02"]
+    assert second.split()[0] == "1"
+    assert [header.index("accuracy")] == [first.index("0.300000")], "columns are aligned"
+
+
+def test_bad_images_are_named_once(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker(folder, Terminal())
+    for step in (0, 2):
+        tracker.chunk(reports(True, step, bad=(("b.jpg", "it is cut"), ("a.jpg", "it is empty"))))
+    tracker.close()
+    assert capsys.readouterr().out.count("skipped a.jpg: it is empty") == 1
+    assert (folder.path / "bad_images.csv").read_text().split() == [
+        "file,reason", "a.jpg,it", "is", "empty", "b.jpg,it", "is", "cut",
+    ]  # fmt: skip
+    assert len(tracker.bad_images) == 2
+
+
+def test_a_figure_is_an_image(folder: RunFolder) -> None:
+    figure = Figure(figsize=(2, 1), dpi=50)
+    figure.set_facecolor("red")
+    tracker = Tracker(folder, Terminal())
+    tracker.figure("some/figure", figure, 3)
+    tracker.close()
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("some/figure")
+    assert (image.step, image.width, image.height) == (3, 100, 50)
+    import io
+
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB"))
+    assert (pixels == [255, 0, 0]).all()
