@@ -49,7 +49,7 @@ def confused_pairs(pairs: Sequence[Confused], classes: Sequence[str]) -> Figure:
     axes.set_yticks(range(len(shown)), names, **PLAIN)
     axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     axes.set_xlabel("images" if shown else "no image was taken for another class")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     return figure
 
 

@@ -15,9 +15,11 @@ from learner.data.block import DataBlock, make_block
 from learner.data.files import Split
 from learner.data.images import is_grey
 from learner.data.loader import Dataset, Readable, collate_readable, epoch_order
+from learner.data.mix import MixConfig
 from learner.data.normalize import Normalize
 from learner.data.sources import resolve
 from learner.data.store import Store, prune, store_bytes, store_name
+from learner.data.warp import AugmentConfig
 from learner.errors import UsageError, UserError
 from orchestrator.config import Config
 from orchestrator.devices import Devices, choose
@@ -101,7 +103,7 @@ def make_job(config: Config, split: Split) -> Job:
         valid=split.valid,
         n_classes=len(split.vocab),
         arch=config.arch,
-        size=config.size,
+        size=config.sizes.last,
         presize=config.presize,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -115,7 +117,10 @@ def make_job(config: Config, split: Split) -> Job:
         precision=config.precision,
         channels=images.shape[-1],
         normalize=Normalize.of(images),
-        augment="crop" if config.augment else "none",
+        augment=config.augment,
+        augmentation=AugmentConfig.read(config.magnitudes),
+        mix=MixConfig(mixup=config.mixup, cutmix=config.cutmix),
+        progressive=len(config.sizes.sides) > 1,
         sync_batchnorm=config.sync_batchnorm,
         skip_bad_images=config.bad_images == "skip",
     )
@@ -132,6 +137,7 @@ def make_plan(config: Config, split: Split) -> Plan:
         lr=0.0 if isinstance(config.lr, str) else config.lr,
         momentum=config.momentum or 0.0,
         momentums=config.momentums,
+        sizes=config.sizes,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -29,6 +31,7 @@ def command(
     """
     arguments = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
+    threading.excepthook = _thread_failed
     try:
         run(read(arguments, name))
         return 0
@@ -42,12 +45,19 @@ def command(
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1, arguments)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{place}; {kept}", 1, arguments)
+        remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""
+        return _fail(f"{error.strerror or error}{place}; {remedy}{kept}", 1, arguments)
 
 
 def _terminate(*_: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(143)
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    "Not to print what TensorBoard's thread could not write: the main thread raises it too."
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def _fail(message: str, code: int, arguments: Sequence[str]) -> int:

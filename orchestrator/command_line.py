@@ -89,7 +89,8 @@ def _argument(one: dataclasses.Field, text: str | None) -> dict[str, Any]:
     kind = READERS.get(str(one.type), str)
     choices = one.metadata["choices"]
     metavar = "{" + ",".join(choices) + "}" if choices else one.metadata["metavar"] or one.name.upper()
-    return {"type": kind, "metavar": metavar, "help": text + shown}
+    alone = {"nargs": "?", "const": choices[1]} if one.name == "augment" else {}
+    return {"type": kind, "metavar": metavar, "help": text + shown, **alone}
 
 
 def whole(text: str) -> int:
@@ -113,15 +114,15 @@ def rate(text: str) -> float | str:
     return text if text == "auto" else number(text)
 
 
-def auto_or_whole(text: str) -> int | str:
-    "A whole number, or auto."
-    return text if text == "auto" else whole(text)
+def whole_or_word(text: str) -> int | str:
+    "A whole number, or else a word for Config to judge."
+    return int(text) if text.isdecimal() else text
 
 
 READERS = {
     "int": whole,
     "int | None": whole,
-    "int | str": auto_or_whole,
+    "int | str": whole_or_word,
     "float": number,
     "float | None": number,
     "float | str": rate,

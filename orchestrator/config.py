@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learner.data.labels import check_labelling
+from learner.data.sizes import Sizes, parse_sizes
 from learner.data.splitters import SPLIT, SPLIT_RULE
 from learner.errors import UsageError
 from learner.schedule import SCHEDULES
@@ -49,8 +50,21 @@ class Config:
     channels: int | str = option(
         "auto", "of the pictures: 3 (colour), 1 (grey), or auto: 1 if the first images are grey", DATA, "auto|1|3"
     )
-    size: int = option(64, "side of the square pictures that the model sees, in pixels", DATA, "PIXELS")
-    augment: bool = option(False, "train on random crops (out of 9/8 of the size) and mirror images", DATA)
+    size: int | str = option(
+        64, "side of the square pictures that the model sees; in stages: 128:160 or 128@0.3:160", DATA, "PIXELS"
+    )
+    augment: str = option(
+        "none",
+        "train on random crops out of 9/8 of the size and mirror images (crop, as --augment alone), or on "
+        "RandomResizedCrop, tilt, turn and light too, out of 5/4 (full)",
+        DATA,
+        choices=("none", "crop", "full"),
+    )
+    augmentation: str | None = option(
+        None, "magnitudes of full (learner/data/warp.py): max_rotate=0,scale=0.35:1", DATA, "NAME=VALUE,..."
+    )
+    mixup: float = option(0.0, "MixUp: alpha of the Beta distribution; 0: none", DATA, "ALPHA")
+    cutmix: float = option(0.0, "CutMix: alpha of the Beta distribution; 0: none", DATA, "ALPHA")
     bad_images: str = option("fail", "what to do at an unreadable image", DATA, choices=("fail", "skip"))
 
     arch: str = option("simple_cnn", "the model: a name from learner/models.py", MODEL, "NAME")
@@ -102,7 +116,11 @@ class Config:
         for one in dataclasses.fields(self):
             self._check_type(one)
             self._check_choice(one)
-        for name in ("size", "epochs", "batch_size", "accumulate", "keep"):
+        try:
+            parse_sizes(self.size)
+        except UsageError as error:
+            raise UsageError(f"--{error}") from None
+        for name in ("epochs", "batch_size", "accumulate", "keep"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("early_stop", self.early_stop >= 0, "0 or more")
         self._require("seed", self.seed >= 0, "0 or more")
@@ -112,7 +130,11 @@ class Config:
         self._require("cpus", self.cpus is None or self.cpus >= 1, "1 or more")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "at least 0 and below 1")
-        for name in ("weight_decay", "clip_grad"):
+        self._require("augmentation", self.augmentation is None or self.augment == "full", "left out but for full")
+        self._require("augmentation", bool(AUGMENTATION.fullmatch(self.augmentation or "")), "NAME=VALUE,NAME=LOW:HIGH")
+        mixing = self.mixup or self.cutmix
+        self._require("accumulate", self.accumulate == 1 or not mixing, "1 where MixUp or CutMix mix whole batches")
+        for name in ("weight_decay", "clip_grad", "mixup", "cutmix"):
             self._require(name, 0 <= (getattr(self, name) or 0) < math.inf, "0 or more")
         self._require(
             "moms", self.moms is None or _three_momentums(self.moms), "three numbers from 0 to below 1: A,B,C"
@@ -151,9 +173,29 @@ class Config:
         return tuple(map(float, self.moms.split(","))) if self.moms else None  # type: ignore[return-value]
 
     @property
+    def sizes(self) -> Sizes:
+        "`size` as stages."
+        return parse_sizes(self.size)
+
+    @property
     def presize(self) -> int:
-        "The side at which images are kept before augmentation crops `size` out of them."
-        return self.size * 9 // 8 if self.augment else self.size
+        "The side at which images are kept, before augmentation makes smaller ones of them."
+        share = {"none": (1, 1), "crop": (9, 8), "full": (5, 4)}[self.augment]
+        return self.sizes.largest * share[0] // share[1]
+
+    @property
+    def magnitudes(self) -> dict[str, float | list[float]]:
+        "`augmentation` as numbers, and pairs of them."
+        values: dict[str, float | list[float]] = {}
+        for entry in filter(None, (self.augmentation or "").split(",")):
+            name, _, text = entry.partition("=")
+            numbers = [float(number) for number in text.split(":")]
+            values[name] = numbers if len(numbers) > 1 else numbers[0]
+        return values
+
+
+NUMBER = r"-?(\d+\.?\d*|\.\d+)"
+AUGMENTATION = re.compile(rf"(\w+={NUMBER}(:{NUMBER})?(,|$))*")
 
 
 def _three_momentums(text: str) -> bool:

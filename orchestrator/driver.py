@@ -10,6 +10,7 @@ from typing import Any
 from cluster.gang import Gang
 from cluster.shards import n_batches
 from cluster.worker import Chunk, Report
+from learner.data.sizes import Sizes
 from learner.errors import UserError
 from learner.schedule import SCHEDULES, one_cycle_momentum
 from orchestrator.tally import Tally, step_losses
@@ -53,6 +54,7 @@ class Plan:
     lr: float
     momentum: float = 0.0
     momentums: tuple[float, float, float] | None = None
+    sizes: Sizes | None = None
 
     @property
     def train_batches(self) -> int:
@@ -73,6 +75,8 @@ class Plan:
         "The hyperparameters of a step: a pure function of its number."
         pct = step / self.steps
         hypers = {"lr": SCHEDULES[self.schedule](pct, self.lr)}
+        if self.sizes is not None and len(self.sizes.sides) > 1:
+            hypers["size"] = self.sizes.at(pct)
         if self.momentums is not None:
             return hypers | {"momentum": one_cycle_momentum(pct, self.momentums)}
         return hypers | ({"momentum": self.momentum} if self.momentum else {})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from learner.data.images import BadImage, decode
+from learner.data.images import decode
 from learner.figures import image_grid
 from learner.figures_interpret import class_bars, confused_pairs, confusion_matrix, shortened
 from learner.interpret import Outcomes, most_confused

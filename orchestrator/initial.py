@@ -30,7 +30,7 @@ def start_from(place: str, job: Job, classes: tuple[str, ...]) -> tuple[Job, str
     kept = {name: array for name, array in arrays.items() if name not in head}
     told = f"--init {run.path}: {sum(array.size for array in kept.values()):,} numbers of its {run.arch} are kept"
     if head:
-        told += f"; the head, {' and '.join(head)}, is new: for {len(classes)} classes, other than its {len(run.classes)}"
+        told += f"; its head, {' and '.join(head)}, is new, since the classes differ ({len(run.classes)}, now {len(classes)})"
     return replace(job, weights=kept, normalize=run.normalize), told
 
 

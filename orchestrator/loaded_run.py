@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,34 +18,39 @@ from learner.data.normalize import Normalize
 from learner.errors import UsageError, UserError
 from learner.models import build
 from learner.module import Module
+from orchestrator.run_folder import versions
 
 ABOUT, WEIGHTS, CONFIG = "model.json", "model.safetensors", "config.json"
 JSON_LIMIT = 2**24  # bytes
-PIXELS_LIMIT = 2**13  # the side of a picture: what lies above is no size, and would fill the memory
+SIDE_LIMIT = 2**13  # pixels: what lies above is no size, and would fill the memory
+DEFAULTS = {"channels": 3, "valid_crop": 0}  # of runs that are older than these
+REMEDY = "restore the file, or name another run"
 
 
 def _is_side(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= PIXELS_LIMIT
+    return type(value) is int and 1 <= value <= SIDE_LIMIT
+
+
+def _is_number(value: Any, low: float = -1e9, high: float = 1e9) -> bool:
+    return type(value) in (int, float) and low <= value <= high
 
 
 def _are_classes(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value) and 0 < len(set(value)) == len(value)
 
 
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) in (int, float) and abs(one) < 1e9 for one in value)
-
-
 def _are_statistics(value: Any) -> bool:
-    return isinstance(value, dict) and all(_are_numbers(value.get(name)) for name in ("mean", "std"))
+    lists = [value.get(name) for name in ("mean", "std")] if isinstance(value, dict) else [None]
+    return all(isinstance(one, list) and all(map(_is_number, one)) for one in lists)
 
 
 RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "arch": (lambda value: isinstance(value, str), "the name of a model"),
     "classes": (_are_classes, "a list of one name or more, all different"),
     "channels": (lambda value: type(value) is int and value in (1, 3), "1 or 3"),
-    "size": (_is_side, f"a whole number from 1 to {PIXELS_LIMIT}"),
-    "presize": (_is_side, f"a whole number from 1 to {PIXELS_LIMIT}"),
+    "size": (_is_side, f"a whole number from 1 to {SIDE_LIMIT}"),
+    "presize": (_is_side, f"a whole number from 1 to {SIDE_LIMIT}"),
+    "valid_crop": (lambda value: _is_number(value, 0, 1), "a number from 0 to 1"),
     "normalize": (_are_statistics, "a mean and a std, a list of numbers each"),
 }
 
@@ -55,8 +59,9 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 class LoadedRun:
     """What prediction needs to know of a run: its model's name, its classes, and what a picture goes through.
 
-    Pictures are squashed to `presize`, of which the model sees the centre, `size`, normalised. Raises UsageError
-    wherever a file of the run is missing, damaged or not what a run writes.
+    Pictures are squashed to `presize`, of which the model sees the centre, `size`, normalised; the centre is resampled
+    from the share `valid_crop` of the side, or cut out where that is 0. Raises UsageError wherever a file of the run is
+    missing, damaged or not what a run writes.
     """
 
     path: Path
@@ -65,28 +70,17 @@ class LoadedRun:
     channels: int
     size: int
     presize: int
+    valid_crop: float
     normalize: Normalize
 
     @classmethod
     def open(cls, place: str) -> LoadedRun:
         "The run in the directory `place`, or in the newest of its version_N directories that has a model."
-        path = find_run(place)
-        file, about = path / ABOUT, {"channels": 3, **read_object(path / ABOUT)}
-        for name, (holds, rule) in RULES.items():
-            if name not in about:
-                raise UsageError(f"{file} has no {name!r}: it must be {rule}; {REMEDY}")
-            if not holds(about[name]):
-                shown = textwrap.shorten(repr(about[name]), 60)
-                raise UsageError(f"{file}: {name} is {shown}; it must be {rule}; {REMEDY}")
-        normalize = Normalize(tuple(about["normalize"]["mean"]), tuple(about["normalize"]["std"]))
-        if {len(normalize.mean), len(normalize.std)} != {about["channels"]} or min(normalize.std) <= 0:
-            raise UsageError(
-                f"{file}: normalize must have {about['channels']} numbers each, one a channel, and std above 0; {REMEDY}"
-            )
-        if about["presize"] < about["size"]:
-            raise UsageError(f"{file}: presize {about['presize']} is below size {about['size']}; {REMEDY}")
-        known = {name: about[name] for name in ("arch", "channels", "size", "presize")}
-        return cls(path=path, classes=tuple(about["classes"]), normalize=normalize, **known)
+        path = find_model(place)
+        about = read_about(path / ABOUT)
+        statistics = about.pop("normalize")
+        normalize = Normalize(tuple(statistics["mean"]), tuple(statistics["std"]))
+        return cls(path=path, classes=tuple(about.pop("classes")), normalize=normalize, **about)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.arch} for {len(self.classes)} classes, {self.size} px"
@@ -131,27 +125,36 @@ class LoadedRun:
         return read_object(self.path / CONFIG)
 
 
-REMEDY = "restore the file, or name another run"
-
-
-def find_run(place: str) -> Path:
+def find_model(place: str) -> Path:
     "The run directory that `place` is, or the newest version in it that has a model; UsageError if there is none."
     path = Path(place).expanduser()
     if (path / ABOUT).is_file():
         return path
     if not path.is_dir():
         raise UsageError(f"{place} is no folder; name a run directory such as runs/NAME/version_0, or runs/NAME")
-    versions = sorted(path.glob("version_*"), key=_version)
-    if with_model := [version for version in versions if (version / ABOUT).is_file()]:
+    there = [path / f"version_{number}" for number in versions(path)]
+    if with_model := [version for version in there if (version / ABOUT).is_file()]:
         return with_model[-1]
-    if versions or (path / CONFIG).is_file():
+    if there or (path / CONFIG).is_file():
         raise UsageError(f"{place} has no {ABOUT}: a run writes its model when its training ends; name one that did")
     raise UsageError(f"{place} is no run directory: it has neither {ABOUT} nor version_N folders; name runs/NAME")
 
 
-def _version(path: Path) -> int:
-    number = re.fullmatch(r"version_(\d{1,9})", path.name)
-    return int(number[1]) if number else -1
+def read_about(file: Path) -> dict[str, Any]:
+    "The entries of model.json that RULES names; UsageError for one that is missing or that is not as it must be."
+    about = {**DEFAULTS, **read_object(file)}
+    for name, (holds, rule) in RULES.items():
+        if name not in about:
+            raise UsageError(f"{file} has no {name!r}, which must be {rule}; {REMEDY}")
+        if not holds(about[name]):
+            shown = textwrap.shorten(repr(about[name]), 60)
+            raise UsageError(f"{file}: {name} is {shown}; it must be {rule}; {REMEDY}")
+    mean, std, channels = about["normalize"]["mean"], about["normalize"]["std"], about["channels"]
+    if not len(mean) == len(std) == channels or min(std) <= 0:
+        raise UsageError(f"{file}: normalize must be {channels} numbers each, one a channel, std above 0; {REMEDY}")
+    if about["presize"] < about["size"]:
+        raise UsageError(f"{file}: presize {about['presize']} is below size {about['size']}; {REMEDY}")
+    return {name: about[name] for name in RULES}
 
 
 def read_object(file: Path) -> dict[str, Any]:

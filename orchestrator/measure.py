@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cluster.gang import Gang
 from cluster.messages import Job, Report
 from learner.data.files import Labelled
+from learner.data.warp import AugmentConfig
 from learner.errors import UserError
 from learner.interpret import Outcomes
 from orchestrator.driver import Pace, Plan
@@ -29,7 +30,9 @@ def measuring_job(run: LoadedRun, labelled: Labelled, batch_size: int, k: int, p
         batch_size=batch_size,
         seed=0,
         normalize=run.normalize,
-        augment="none",
+        # full is the mode that resamples what validation crops; measuring uses nothing else of it
+        augment="full" if run.valid_crop else "none",
+        augmentation=AugmentConfig(valid_crop=run.valid_crop),
         sync_batchnorm=False,
         skip_bad_images=skip_bad,
         precision=precision,

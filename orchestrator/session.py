@@ -78,6 +78,7 @@ class Session:
             "channels": self.job.channels,
             "size": self.job.size,
             "presize": self.job.presize,
+            "valid_crop": self.job.augmentation.valid_crop if self.job.augment == "full" else 0.0,
             "normalize": self.job.normalize.as_json(),
         }
         self.folder.write_model(self.gang.call_first("state"), about)

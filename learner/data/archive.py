@@ -190,7 +190,7 @@ def _zip_members(file: IO[bytes]) -> Iterator[Member]:
 
 def _check_count(file: IO[bytes], found: int) -> None:
     "Refuse a zip whose directory lost members, which `zipfile` does not notice."
-    file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
+    file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 22))
     tail = file.read()
     (promised,) = struct.unpack_from("<H", tail, tail.rindex(b"PK\5\6") + 10)
     if promised not in (found & 0xFFFF, 0xFFFF):  # the field has 16 bits; all set, it says to look elsewhere

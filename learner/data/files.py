@@ -103,17 +103,18 @@ def split_files(
     files, names = list_files(source, get_items)
     try:
         parts = check_parts(splitter(names, get_y), names)
-        labels = [label_all([names[i] for i in part], get_y) for part in parts]
-        vocab = Vocab.of(labels[0])
+        chosen = [*parts[0], *parts[1]]
+        labels = label_all([names[i] for i in chosen], get_y)
+        vocab = Vocab.of(labels[: len(parts[0])])
         if len(vocab) < 2:
             raise UsageError(
                 f"only one class, {vocab.classes[0]!r}, and a classifier needs two or more; label the images by the "
                 "folders that they lie in, by name (--label-regex) or by table (--labels-csv)"
             )
-        encoded = [vocab.encode([names[i] for i in part], each) for part, each in zip(parts, labels)]
+        targets = dict(zip(chosen, vocab.encode([names[i] for i in chosen], labels)))
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
-    train, valid = (Labelled(tuple(files[i] for i in part), tuple(y)) for part, y in zip(parts, encoded))
+    train, valid = (Labelled(tuple(files[i] for i in part), tuple(targets[i] for i in part)) for part in parts)
     return Split(train, valid, vocab)
 
 

@@ -129,7 +129,8 @@ def make_augment(
 ) -> Augment | Warp | None:
     """What changes pictures kept at `presize` for a model that ends at `size`, in the way that `mode` in AUGMENTS says.
 
-    Pictures that are larger than the model's are cropped whatever the mode. `config` is for full; the sizes of a `progressive` run must be resampled, so that crop and none become Warps too.
+    Pictures that are larger than the model's are cropped in any mode. `config` is for full; the sizes of a
+    `progressive` run must be resampled, so that crop and none become Warps too.
     """
     if mode not in AUGMENTS:
         raise UsageError(f"augmentation {mode!r} is unknown; known are {', '.join(AUGMENTS)}")

@@ -92,7 +92,7 @@ def test_a_table_labels_and_its_is_valid_splits(image_folder) -> None:
 def test_files_that_table_and_folder_do_not_share_are_refused(image_folder) -> None:
     root = image_folder(CLASSES)
     write_noisy(root, drop=2)
-    with pytest.raises(UsageError, match=r"2 of 11 images have no label; the first, train/cat/0.jpg: .*noisy.csv has"):
+    with pytest.raises(UsageError, match=r"2 of 16 images have no label; the first, train/cat/0.jpg: .*noisy.csv has"):
         make_block(root, "grandparent", labels_csv="noisy.csv:noisy_labels_0").open(root)
     write_noisy(root, extra="train/cat/99.jpg,cat,cat,False")
     with pytest.raises(UsageError, match=r"noisy.csv names 1 images that are not there, the first train/cat/99.jpg"):
@@ -109,7 +109,11 @@ def test_a_class_that_only_validates_is_refused_with_a_remedy_that_fits(image_fo
     (root / "valid.txt").write_text("train/eel/0.jpg\ntrain/eel/1.jpg\nvalid/eel/0.jpg\nvalid/cat/0.jpg\n")
     with pytest.raises(UsageError) as caught:
         make_block(root, "valid.txt").open(root)
-    for part in (f"{root}: train/eel/0.jpg validates", "'eel' as no training image is", "let images of that class train"):
+    for part in (
+        f"{root}: train/eel/0.jpg validates",
+        "'eel' as no training image is",
+        "let images of that class train",
+    ):
         assert part in str(caught.value)
 
 

@@ -226,12 +226,14 @@ def test_a_picture_is_opened_as_large_as_it_is(tmp_path: Path, channels: int) ->
     Image.fromarray(noise).save(tmp_path / "x.png")
     pixels = open_image(str(tmp_path / "x.png"), channels)
     assert pixels.shape == (30, 40, channels)
-    np.testing.assert_array_equal(pixels, np.asarray(Image.fromarray(noise).convert({1: "L", 3: "RGB"}[channels])).reshape(30, 40, -1))
+    np.testing.assert_array_equal(
+        pixels, np.asarray(Image.fromarray(noise).convert({1: "L", 3: "RGB"}[channels])).reshape(30, 40, -1)
+    )
 
 
 def test_an_opened_wreck_is_refused_like_a_decoded_one(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(noise_file(tmp_path, "jpg")[:500])
-    with pytest.raises(BadImage, match=r"x\.jpg is no readable image: image file is truncated"):
+    with pytest.raises(BadImage, match=r"x\.jpg is no readable image: Truncated File Read"):
         open_image(str(tmp_path / "x.jpg"))
 
 

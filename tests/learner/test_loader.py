@@ -15,6 +15,7 @@ from torch import Tensor
 from learner.data.files import Labelled, open_split
 from learner.data.images import BadImage, decode
 from learner.data.loader import DataLoader, DataLoaders, Dataset, collate, collate_readable, epoch_order, usable_cores
+from learner.errors import UsageError
 
 seeds = st.integers(0, 2**31)
 
@@ -178,6 +179,20 @@ def test_a_dataset_decodes_its_files(labelled: Labelled) -> None:
         assert x.dtype is torch.uint8 and y.dtype is torch.int64 and y.shape == () and y == target
     x, y = collate(dataset, [8, 0])
     assert x.shape == (2, 12, 12, 3) and torch.equal(x[1], dataset[0][0]) and y.tolist() == [1, 0]
+
+
+def test_a_dataset_may_be_grey(labelled: Labelled) -> None:
+    dataset = Dataset(labelled, 12, channels=1)
+    batch = collate_readable(dataset, [3, 1])
+    assert batch.inputs.shape == (2, 12, 12, 1) and torch.equal(batch.inputs[1], dataset[1][0])
+    np.testing.assert_array_equal(batch.inputs[0].numpy(), decode(labelled.files[3], 12, channels=1))
+
+
+def test_samples_of_different_shapes_are_refused_by_their_numbers() -> None:
+    samples = [(torch.zeros(2, n, 3), torch.tensor(0)) for n in (4, 4, 5, 4)]
+    assert collate(samples, [0, 1, 3])[0].shape == (3, 2, 4, 3)
+    with pytest.raises(UsageError, match=r"samples 1 and 2 can't be stacked .*\(2, 4, 3\) and \(2, 5, 3\); add"):
+        collate(samples, [1, 0, 2])
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])

@@ -49,6 +49,15 @@ def test_pictures_are_decoded_once_and_stay(labelled, tmp_path, monkeypatch) -> 
         np.testing.assert_array_equal(again.pixels(i), picture)
 
 
+def test_pictures_in_grey_are_kept_as_such(labelled, tmp_path) -> None:
+    store = Store(tmp_path / "stores" / "grey", 9, SIZE, channels=1)
+    for _ in range(2):
+        dataset = StoredDataset(labelled, SIZE, store, 0)
+        assert np.array_equal(dataset.pixels(4), decode(labelled.files[4], SIZE, channels=1))
+    assert store.filled == 1 and store_bytes(9, SIZE, 1) == 9 * (SIZE**2 + 4)
+    assert store_name(labelled.files, SIZE, 1) != store_name(labelled.files, SIZE)
+
+
 @given(row=st.integers(0, 8), place=st.integers(0, SIZE * SIZE * 3 - 1), flip=st.integers(1, 255))
 def test_a_damaged_row_is_decoded_again(tmp_path_factory, row, place, flip) -> None:
     folder = tmp_path_factory.mktemp("damaged")

@@ -29,7 +29,7 @@ from orchestrator.config import Config, flag
         ("--cpus 2 --data shapes", {"cpus": 2, "data": "shapes"}),
         ("--data=my_folder/of_images", {"data": "my_folder/of_images"}),
         ("--data my_folder", {"data": "my_folder"}),
-        ("--local --debug --augment", {"local": True, "debug": True, "augment": True}),
+        ("--local --debug --augment", {"local": True, "debug": True, "augment": "crop"}),
         ("--no-sync-batchnorm", {"sync_batchnorm": False}),
         ("--no_sync_batchnorm", {"sync_batchnorm": False}),
         ("--sync-batchnorm", {}),
@@ -48,7 +48,7 @@ CHANGES = st.fixed_dictionaries(
     optional={
         "data": st.sampled_from(["shapes", "a_b", "x-y"]),
         "size": st.integers(1, 512),
-        "augment": st.booleans(),
+        "augment": st.sampled_from(["none", "crop", "full"]),
         "bad_images": st.sampled_from(["fail", "skip"]),
         "sync_batchnorm": st.booleans(),
         "epochs": st.integers(1, 10**6),

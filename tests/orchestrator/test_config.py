@@ -14,14 +14,14 @@ from orchestrator.config import Config, flag
 FIELDS = {one.name: one for one in dataclasses.fields(Config)}
 INF, NAN = float("inf"), float("nan")
 GOOD = [
-    ("data", "shapes"), ("size", 1), ("augment", True), ("bad_images", "skip"), ("sync_batchnorm", False),
+    ("data", "shapes"), ("size", 1), ("augment", "full"), ("size", "128:160"), ("mixup", 0.4), ("bad_images", "skip"), ("sync_batchnorm", False),
     ("epochs", 1), ("batch_size", 1), ("lr", 0.5), ("lr", 1), ("lr", "auto"), ("schedule", "cosine"),
     ("momentum", 0), ("momentum", 0.99), ("weight_decay", 0), ("weight_decay", 5.0), ("seed", 0), ("gpus", "0,2"),
     ("gpus", None), ("cpus", 1), ("cpus", None), ("local", True), ("address", "10.0.0.1:6379"), ("address", "h-2:1"),
     ("backend", "gloo"), ("backend", None), ("name", "my.run_2+x-y"), ("name", None), ("debug", True),
 ]  # fmt: skip
 BAD = [
-    ("size", 0), ("size", -64), ("size", 64.0), ("size", "64"), ("size", True), ("size", None),
+    ("size", 0), ("size", -64), ("size", 64.0), ("augment", True), ("size", True), ("size", None),
     ("augment", 1), ("augment", "yes"), ("augment", None), ("bad_images", "ignore"), ("bad_images", None),
     ("epochs", 0), ("epochs", -1), ("epochs", 1.5), ("batch_size", 0), ("batch_size", -8), ("batch_size", INF),
     ("lr", 0), ("lr", -0.1), ("lr", INF), ("lr", NAN), ("lr", "find"), ("lr", True), ("lr", None),
@@ -88,7 +88,7 @@ def test_everything_has_a_help() -> None:
 @pytest.mark.parametrize(("size", "presize"), [(64, 72), (24, 27), (128, 144)])
 def test_augmentation_crops_out_of_more(size: int, presize: int) -> None:
     assert Config(size=size).presize == size
-    assert Config(size=size, augment=True).presize == presize
+    assert Config(size=size, augment="crop").presize == presize
 
 
 def test_a_flag_is_a_name_with_dashes() -> None:

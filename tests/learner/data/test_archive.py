@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -93,15 +94,14 @@ def test_rights_of_the_archive_are_not_taken_over(unpack: Callable, tmp_path: Pa
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_what_macos_adds_and_dots_in_names_are_dropped(unpack: Callable, ending: str) -> None:
     junk = dict.fromkeys(("__MACOSX/set/._a.JPEG", "set/._a.JPEG", "set/.DS_Store"), b"junk")
-    assert unpack(pack(ending, {"./set/a.JPEG": b"a", "set//sub/./b": b"b", **junk})) == {
-        "set/a.JPEG": b"a",
-        "set/sub/b": b"b",
-    }
+    found = unpack(pack(ending, {"./set/a.JPEG": b"a", "set//sub/./b": b"b", **junk}))
+    assert found == {"set/a.JPEG": b"a", "set/sub/b": b"b"}
 
 
-@pytest.mark.parametrize(
-    "name", ["../out", "a/../../out", "a/..", "/out", "//out", "a\\..\\..\\out", "n" * 256, "a/" * 1500]
-)
+BAD_NAMES = ("../out", "a/../../out", "a/..", "/out", "//out", "a\\..\\..\\out", "n" * 256, "a/" * 1500)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_name_that_leads_out_is_refused_and_named(unpack: Callable, ending: str, name: str) -> None:
     with pytest.raises(BadArchive) as caught:
@@ -114,13 +114,10 @@ def test_a_name_that_leads_out_is_refused_and_named(unpack: Callable, ending: st
 @given(st.text(max_size=40) | st.lists(st.sampled_from(["..", ".", "", "a", "b\\c", "~", "C:", "\0"])).map("/".join))
 def test_any_name_stays_inside_or_is_refused(name: str) -> None:
     root = Path("/some/folder")
-    try:
-        path = safe_path(name)
-    except BadArchive:
-        return
-    inside = Path(os.path.normpath(root / path))
-    assert inside == root / path
-    assert inside == root or root in inside.parents
+    with suppress(BadArchive):
+        path = root / safe_path(name)
+        assert path == Path(os.path.normpath(path))
+        assert root in (path, *path.parents)
 
 
 @given(st.lists(st.lists(st.sampled_from(["..", "a", "b", "."]), min_size=1, max_size=4).map("/".join), max_size=4))
@@ -180,11 +177,9 @@ def test_bombs_are_refused_before_anything_is_written(unpack: Callable, ending: 
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize(
-    ("limits", "said"), [({"members": 1}, "beyond the 1 members"), ({"bytes": 10}, "longer than 10 by")]
-)
-def test_absolute_limits(unpack: Callable, ending: str, limits: dict[str, int], said: str) -> None:
-    with pytest.raises(BadArchive, match=rf"'b'.* {said}"):
+@pytest.mark.parametrize("limits", [{"members": 1}, {"bytes": 10}], ids=str)
+def test_absolute_limits(unpack: Callable, ending: str, limits: dict[str, int]) -> None:
+    with pytest.raises(BadArchive, match=r"'b'.* (beyond the 1 members|longer than 10 bytes)"):
         unpack(pack(ending, {"a": b"12345", "b": b"123456"}), limits=Limits(**limits))
 
 
