@@ -30,7 +30,7 @@ def start_from(place: str, job: Job, classes: tuple[str, ...]) -> tuple[Job, str
     kept = {name: array for name, array in arrays.items() if name not in head}
     told = f"--init {run.path}: {sum(array.size for array in kept.values()):,} numbers of its {run.arch} are kept"
     if head:
-        told += f"; its head, {' and '.join(head)}, is new, since the classes differ ({len(run.classes)}, now {len(classes)})"
+        told += f"; its head ({', '.join(head)}) is new, as the classes are: {len(classes)}, there {len(run.classes)}"
     return replace(job, weights=kept, normalize=run.normalize), told
 
 

@@ -10,12 +10,16 @@ import torch
 
 from cluster.comms import Solo
 from cluster.messages import Chunk
+from cluster.shards import n_batches
 from cluster.worker import Worker
 from learner.data.files import Labelled, image_files
 from learner.data.loader import usable_cores
 from learner.errors import UsageError
+from learner.interpret import Outcomes
 from orchestrator.loaded_run import LoadedRun
 from orchestrator.measure import measuring_job
+
+Ranking = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Prediction:
     "The likeliest classes of an image with their probabilities, the likeliest first; or why it can't be read."
 
     file: str
-    classes: tuple[tuple[str, float], ...] = ()
+    classes: Ranking = ()
     reason: str = ""
 
 
@@ -45,21 +49,18 @@ def predictions(run: LoadedRun, files: Sequence[str], top: int, batch_size: int)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     worker = Worker(job, Solo(), device, usable_cores())
     try:
-        for number, first in enumerate(range(0, len(files), batch_size)):
+        for number in range(n_batches(len(files), batch_size)):
             report = worker.run(Chunk(False, 0, number, 0, ({},)))
             assert report.outcomes is not None
-            rows = zip(
-                *(
-                    column.tolist()
-                    for column in (report.outcomes.samples, report.outcomes.ranked, report.outcomes.probabilities)
-                )
-            )
-            known = {
-                sample: Prediction(files[sample], tuple(zip((run.classes[c] for c in ranked), chances)))
-                for sample, ranked, chances in rows
-            }
-            reasons = dict(report.bad_images)
-            for sample in range(first, min(first + batch_size, len(files))):
-                yield known.get(sample) or Prediction(files[sample], reason=reasons[files[sample]])
+            known, bad = ranking(run, report.outcomes), dict(report.bad_images)
+            for sample in range(len(files))[number * batch_size : (number + 1) * batch_size]:
+                file = files[sample]
+                yield Prediction(file, known[sample]) if sample in known else Prediction(file, reason=bad[file])
     finally:
         worker.close()
+
+
+def ranking(run: LoadedRun, outcomes: Outcomes) -> dict[int, Ranking]:
+    "By sample number, the names of the likeliest classes with their probabilities."
+    rows = zip(outcomes.samples.tolist(), outcomes.ranked.tolist(), outcomes.probabilities.tolist())
+    return {sample: tuple(zip((run.classes[one] for one in ranked), chances)) for sample, ranked, chances in rows}

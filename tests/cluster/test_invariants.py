@@ -15,10 +15,20 @@ import pytest
 from cluster.gang import LocalGang
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
+from learner.data.mix import MixConfig
 
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.9, "weight_decay": 1e-2, "augment": "crop", "presize": 27},
+    "techniques": {
+        "optimizer": "nesterov",
+        "momentum": 0.9,
+        "label_smoothing": 0.1,
+        "clip": 0.5,
+        "ema": 0.9,
+        "accumulate": 2,
+    },
+    "mixed": {"augment": "full", "presize": 30, "mix": MixConfig(mixup=0.4, cutmix=1.0)},
     "batchnorm": {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": "crop", "presize": 27},
 }
 RTOL, ATOL = 5e-5, 1e-5  # sums of float32 in another order, over 14 or 10 steps; ten times what was seen

@@ -104,6 +104,12 @@ class WebServer:
         return Handler
 
 
+@pytest.fixture(autouse=True)
+def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    "No proxy between a test and this machine."
+    monkeypatch.setenv("no_proxy", "*")
+
+
 @pytest.fixture
 def web() -> Iterator[WebServer]:
     "A web server of its own for each test."

@@ -21,11 +21,7 @@ from hypothesis import strategies as st
 from learner.data.archive import BadArchive, Limits, extract, safe_path
 from learner.errors import UserError
 
-FILES = {
-    "set/train/cat/1.JPEG": random.Random(1).randbytes(5000),
-    "set/train/dog/2.JPEG": b"",
-    "set/val/cat/ä b.JPEG": b"x" * 2_500_000,
-}
+FILES = {"set/train/cat/1.JPEG": random.Random(1).randbytes(5000), "set/2": b"", "set/val/ä b": b"x" * 2_500_000}
 ENDINGS = (".tgz", ".tar", ".zip")
 
 
@@ -206,10 +202,7 @@ def test_endless_padding_is_refused(unpack: Callable) -> None:
         unpack(gzip.compress(tar_bytes({"a": b"1"}) + bytes(20 << 20)))
 
 
-NO_ARCHIVES = (b"", b"<!DOCTYPE html>" * 100, b"PK", b"\x1f\x8b", bytes(2048), b"PK\3\4" + bytes(99))
-
-
-@given(st.sampled_from(NO_ARCHIVES) | st.binary(max_size=1500), st.sampled_from([b"PK\3\4", b"\x1f\x8b\x08\0", b""]))
+@given(st.just(bytes(2048)) | st.binary(max_size=1500), st.sampled_from([b"PK\3\4", b"\x1f\x8b\x08\0", b"", b"<html>"]))
 def test_what_is_no_archive_is_refused(noise: bytes, start: bytes) -> None:
     assert attempt(start + noise) is None
 
@@ -222,8 +215,7 @@ SMALL = {"set/a.JPEG": random.Random(3).randbytes(700), "set/b.JPEG": b"b" * 600
 def test_a_truncated_archive_is_never_taken_for_whole(ending: str, data: st.DataObject) -> None:
     body = pack(ending, SMALL)
     whole = {".tar": 4 * 512 + 2 * 512 + 512}.get(ending, len(body))  # what a tar needs ends with the first zero block
-    cut = data.draw(st.integers(0, whole - 1))
-    assert attempt(body[:cut]) is None
+    assert attempt(body[: data.draw(st.integers(0, whole - 1))]) is None
 
 
 @pytest.mark.parametrize("ending", [".tgz", ".zip"])  # a .tar has checksums for its headers only

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -209,16 +210,16 @@ def test_redirects_are_followed_but_not_off_the_web(web: Any, tmp_path: Path) ->
             get(web.url("/out"), tmp_path / "b")
 
 
-def test_offline_says_what_could_not_be_reached(tmp_path: Path) -> None:
+def test_offline_says_what_could_not_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/a"
         with pytest.raises(UserError, match=r"^127\.0\.0\.1 could not be reached .*refused.*--data shapes"):
-            get(url, tmp_path / "a")
-    with pytest.raises(UserError, match=r"^no\.such\.invalid could not be reached"):
-        get("http://no.such.invalid/a", tmp_path / "a", attempts=1)
+            get(f"http://127.0.0.1:{closed.getsockname()[1]}/a", tmp_path / "a")
     with pytest.raises(UserError, match="could not be reached"):
         get(f"http://{'a' * 70}.invalid/a", tmp_path / "a", attempts=1)
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=socket.gaierror(-2, "Name or service not known")))
+    with pytest.raises(UserError, match=r"^some\.host could not be reached .*Name or service not known"):
+        get("https://some.host/a", tmp_path / "a", attempts=1)
 
 
 def test_a_silent_server_is_given_up(web: Any, tmp_path: Path) -> None:
@@ -227,16 +228,7 @@ def test_a_silent_server_is_given_up(web: Any, tmp_path: Path) -> None:
         get(web.url("/a"), tmp_path / "a", timeout=0.1, attempts=2)
 
 
-NO_URLS = (
-    "ftp://host/a",
-    "file:///etc",
-    "http://",
-    "https:///a",
-    "http://h:x/a",
-    "a",
-    "http://[::1/a",
-    "http://h:99999/",
-)
+NO_URLS = ("ftp://host/a", "file:///etc", "http://", "https:///a", "http://h:x/a", "a", "http://[::1/a", "http://h:0/")
 
 
 @pytest.mark.parametrize("url", NO_URLS)
@@ -250,11 +242,8 @@ def test_spaces_are_escaped_and_escapes_are_left() -> None:
 
 
 def test_a_full_disk_is_foreseen_or_explained(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match=r"has no room: 1,000,000,000,000,000 bytes are needed"),
-        room_for(10**15, tmp_path),
-    ):
-        pass
+    with pytest.raises(UserError, match="has no room: 9,000,000,000,000,000 bytes are needed"):
+        room_for(9 * 10**15, tmp_path).__enter__()
     with pytest.raises(UserError, match=rf"{tmp_path} has no room: 5 bytes are needed"), room_for(5, tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(PermissionError), room_for(5, tmp_path):
