@@ -24,6 +24,7 @@ class Job:
     `store` is the folder of the store of decoded pictures, if there is to be one;
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
+    `fine_tune` has the head and the body in groups of their own, the body frozen until told otherwise;
     `weights` replace those that the seed gives, all or some by name;
     `outcomes` asks for what the model makes of each validation sample, with so many likeliest classes (0: for none).
     """
@@ -53,6 +54,7 @@ class Job:
     ema: float = 0.0
     accumulate: int = 1
     precision: str = "fp32"
+    fine_tune: bool = False
     weights: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     outcomes: int = 0
 

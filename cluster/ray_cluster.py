@@ -1,4 +1,4 @@
-"Starting Ray for one run, quietly and on the loopback address alone, or joining a cluster that is there."
+"Starting Ray for one run, quietly and on loopback alone, or joining a cluster that is there. Sole importer of ray."
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from learner.errors import UsageError, UserError
 
@@ -153,3 +154,17 @@ def require(ray: ModuleType, need: dict[str, float], address: str | None) -> Non
         if have.get(name, 0) + 1e-6 < amount:
             where = f"the cluster at {address}" if address else "this machine"
             raise UsageError(f"{amount:g} {name}s are needed but {where} has {have.get(name, 0):g}; ask for fewer")
+
+
+def node_address() -> str:
+    "The address of this process's node, by which nodes are told apart."
+    import ray
+
+    return ray.util.get_node_ip_address()
+
+
+def in_bundle(group: Any, number: int) -> Any:
+    "The scheduling strategy that puts an actor into that bundle of a placement group."
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)

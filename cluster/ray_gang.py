@@ -16,7 +16,7 @@ import torch
 
 from cluster.comms import Group, Meeting, Store
 from cluster.gang import Failure, Seat, WorkersFailed, pipelined
-from cluster.ray_cluster import JoinedCluster, OwnCluster, require
+from cluster.ray_cluster import JoinedCluster, OwnCluster, in_bundle, node_address, require
 from cluster.worker import Chunk, Job, Report, Worker
 from learner.errors import UserError
 
@@ -43,9 +43,7 @@ class WorkerProcess:
 
     def where(self) -> tuple[str, int, str]:
         "Host name, process number, and the address that tells this node from the others."
-        import ray
-
-        return socket.gethostname(), os.getpid(), ray.util.get_node_ip_address()
+        return socket.gethostname(), os.getpid(), node_address()
 
     def start(self, seat: Seat, job: Job, meeting: Meeting, workers: Workers, log_folder: str) -> Failure | None:
         "Take the seat: log file, environment as torchrun sets it, threads, process group, Worker."
@@ -119,12 +117,9 @@ class RayGang:
                 f"{workers.count} workers with {bundle} each found no place within {PLACEMENT_TIMEOUT:g} s; "
                 "is the cluster busy? Ask for fewer, or wait"
             )
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
         actor = self.ray.remote(max_restarts=0, max_task_retries=0)(WorkerProcess)
         for number in range(workers.count):
-            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
-            options = {"num_cpus": 1, "num_gpus": workers.gpus_each, "scheduling_strategy": place}
+            options = {"num_cpus": 1, "num_gpus": workers.gpus_each, "scheduling_strategy": in_bundle(group, number)}
             self.all_actors.append(actor.options(**options).remote())
         self.places = [("unknown", 0, "")] * workers.count
         places = self._gather([a.where.remote() for a in self.all_actors])

@@ -27,6 +27,7 @@ from learner.data.images import BadImage
 from learner.data.loader import Readable, collate_readable, epoch_order
 from learner.data.warp import Warp, make_augment
 from learner.errors import UserError
+from learner.groups import body_and_head, layer_groups, one_group
 from learner.learner import Callback, Learner
 from learner.models import build
 from learner.module import Module
@@ -66,14 +67,16 @@ class Worker:
         self._share(model)
         self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
         self.results = RankResults()
-        self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results])
+        splitter = body_and_head if job.fine_tune else one_group
+        self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
         self.learner.label_smoothing = job.label_smoothing
-        self.reducer = GradientSum(model.parameters(), comm)
+        groups = layer_groups(model, splitter)
+        self.reducer = GradientSum([p for group in groups for p in group], comm)
         self.learner("before_fit")
-        self.learner.opt = make_optimizer(
-            job.optimizer, model.parameters(), job.momentum, job.weight_decay, self.reducer
-        )
+        self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
         self.learner("after_opt")
+        if job.fine_tune:
+            self.freeze_to(-1)
 
     def _share(self, model: Module) -> None:
         "Start from the job's weights where it has some, and from rank 0's; let BatchNorm see the global batch."
@@ -143,8 +146,10 @@ class Worker:
     def _set(self, hypers: dict[str, float], part: LocalPart) -> None:
         "Tell the optimizer, and the callbacks that change pictures, what this step is about."
         numbers = dict(hypers)
-        size = numbers.pop("size", None)
+        size, body = numbers.pop("size", None), numbers.pop("body_lr", None)
         self.learner.opt.set(**numbers)
+        if body is not None:
+            self.learner.opt.set(lr=[body, numbers["lr"]])
         for cb in self.learner.cbs:
             if isinstance(cb, Mix):
                 cb.place = part.mine, part.n
@@ -175,6 +180,10 @@ class Worker:
         for cb, state in zip(self.learner.cbs, kept, strict=True):
             cb.load_state_dict(state)
         self.reducer.flat.zero_()
+
+    def freeze_to(self, n: int) -> None:
+        "Train layer groups from `n` on alone, BatchNorm apart."
+        self.learner.freeze_to(n)
 
     def snapshot(self) -> dict[str, np.ndarray]:
         "A copy of all that training changes, by names that say whose it is."

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from learner.errors import UsageError
-from learner.module import Parameter
 from learner.optimizer import Groups, Optimizer, Part, Rate, Reduce, hyperparameters
 from learner.steppers import (
     adam_grad,
@@ -101,7 +100,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def make_optimizer(
-    name: str, params: Sequence[Parameter], momentum: float | None, weight_decay: float | None, reduce: Reduce
+    name: str, params: Groups, momentum: float | None, weight_decay: float | None, reduce: Reduce
 ) -> Optimizer:
     """The optimizer of that name at rate 0, for a schedule to set.
 

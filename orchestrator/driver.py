@@ -12,7 +12,7 @@ from cluster.shards import n_batches
 from cluster.worker import Chunk, Report
 from learner.data.sizes import Sizes
 from learner.errors import UserError
-from learner.schedule import SCHEDULES, one_cycle_momentum
+from learner.schedule import SCHEDULES, cosine, one_cycle, one_cycle_momentum
 from orchestrator.tally import Tally, step_losses
 from orchestrator.tracker import Tracker
 
@@ -55,6 +55,7 @@ class Plan:
     momentum: float = 0.0
     momentums: tuple[float, float, float] | None = None
     sizes: Sizes | None = None
+    frozen_epochs: int = 0
 
     @property
     def train_batches(self) -> int:
@@ -74,12 +75,20 @@ class Plan:
     def hypers(self, step: int) -> dict[str, float]:
         "The hyperparameters of a step: a pure function of its number."
         pct = step / self.steps
-        hypers = {"lr": SCHEDULES[self.schedule](pct, self.lr)}
+        hypers = self._fine_tuning(step) if self.frozen_epochs else {"lr": SCHEDULES[self.schedule](pct, self.lr)}
         if self.sizes is not None and len(self.sizes.sides) > 1:
             hypers["size"] = self.sizes.at(pct)
         if self.momentums is not None:
             return hypers | {"momentum": one_cycle_momentum(pct, self.momentums)}
         return hypers | ({"momentum": self.momentum} if self.momentum else {})
+
+    def _fine_tuning(self, step: int) -> dict[str, float]:
+        "fastai's fine_tune: one cycle of the head alone, then one of half the rate, and of a hundredth for the body."
+        frozen = self.frozen_epochs * self.train_batches
+        if step < frozen:
+            return {"lr": one_cycle(step / frozen, self.lr, cosine, 0.99, 25.0, 1e5)}
+        lr = one_cycle((step - frozen) / (self.steps - frozen), self.lr / 2, cosine, 0.3, 5.0, 1e5)
+        return {"lr": lr, "body_lr": lr / 100}
 
     def chunks(self, train: bool, epoch: int, pace: Pace, first: int = 0, stop: Stop = never) -> Iterator[Chunk]:
         "The batches of a pass from `first` on, as chunks of the length that `pace` likes, until `stop()`."
@@ -180,6 +189,8 @@ def train(
     paces = {True: Pace(), False: Pace()}
     for epoch in range(place.epoch, plan.epochs):
         here = place if epoch == place.epoch else Place(epoch)
+        if plan.frozen_epochs:
+            gang.call("freeze_to", -1 if epoch < plan.frozen_epochs else 0)
         learned = one_pass(plan, gang, tracker, True, here, paces[True], stop)
         fingerprint(gang, f"after epoch {epoch}")
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learner.data.files import Labelled, Vocab, list_files
 from learner.data.labels import label_all
-from learner.data.splitters import TRAIN_NAMES, VALID_NAMES, grandparent
+from learner.data.splitters import grandparent, has_parts
 from learner.errors import UsageError, UserError
 from learner.interpret import Outcomes
 from orchestrator.build import check_batch_size, make_gang, open_data, visible_devices
@@ -105,9 +105,3 @@ def measured_images(run: LoadedRun, config: Config, whole: bool) -> tuple[Labell
         files, labels = tuple(found[i] for i in chosen), label_all([names[i] for i in chosen], block.get_y)
     place = f"all of {root}" if whole else f"the validation part of {root}"
     return Labelled(files, tuple(Vocab(run.classes).encode(files, labels))), place
-
-
-def has_parts(names: Sequence[str]) -> bool:
-    "Whether a dataset's files, named by their paths below its folder, lie in train/ or valid/ or folders named alike."
-    tops = {name.partition("/")[0].lower() for name in names if "/" in name}
-    return bool(tops & {*TRAIN_NAMES, *VALID_NAMES})

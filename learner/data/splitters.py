@@ -7,6 +7,7 @@ seed, so that all machines split alike. A file may be in neither part.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable, Collection, Sequence
 from itertools import compress
@@ -56,11 +57,9 @@ def has_parts(names: Sequence[str]) -> bool:
 
 def _tops(names: Sequence[str]) -> list[str]:
     "Each name's first folder; where one folder that is no part holds all, the first below that."
-    folders = [name.split("/")[:-1] for name in names]
-    level = 0
-    while len(tops := {"".join(each[level : level + 1]) for each in folders}) == 1 and not tops & {"", *PART_NAMES}:
-        level += 1
-    return ["".join(each[level : level + 1]) for each in folders]
+    shared = posixpath.commonprefix((min(names, default=""), max(names, default=""))).split("/")[:-1]
+    level = next((depth for depth, folder in enumerate(shared) if folder.lower() in PART_NAMES), len(shared))
+    return ["".join(name.split("/", level + 1)[level:-1]) for name in names]
 
 
 def _first(wanted: Sequence[str], folders: Collection[str]) -> str | None:

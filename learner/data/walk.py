@@ -89,7 +89,8 @@ def describe(value: Any) -> str:
     "What kind of value this is, and for numbers their type, shape and range."
     if isinstance(value, Tensor | np.ndarray) and np.prod(value.shape):
         kind = "tensor" if isinstance(value, Tensor) else "array"
-        low, high, mean = float(value.min()), float(value.max()), float(np.mean(np.asarray(value), dtype=np.float64))
+        numbers = value.double() if isinstance(value, Tensor) else value.astype(np.float64)
+        low, high, mean = float(numbers.min()), float(numbers.max()), float(numbers.mean())
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} {kind} of shape {tuple(value.shape)}, values {low:.4g} to {high:.4g}, mean {mean:.4g}"
     if isinstance(value, Image.Image):

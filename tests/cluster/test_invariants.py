@@ -28,6 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "accumulate": 2,
     },
+    "frozen": {"fine_tune": True, "arch": "simple_cnn_bn", "momentum": 0.9},
     "mixed": {"augment": "full", "presize": 30, "mix": MixConfig(mixup=0.4, cutmix=1.0)},
     "batchnorm": {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": "crop", "presize": 27},
 }

@@ -228,6 +228,7 @@ def test_the_walk_names_a_file_that_is_no_image(pets: Path) -> None:
 def test_values_are_described_by_kind_shape_and_range() -> None:
     assert describe(torch.tensor([[1.0, 3.0]])) == "float32 tensor of shape (1, 2), values 1 to 3, mean 2"
     assert describe(np.array([1, 2], np.uint8)) == "uint8 array of shape (2,), values 1 to 2, mean 1.5"
+    assert describe(torch.tensor([True])).startswith("bool tensor of shape (1,), values 1 to 1")
     assert describe(Image.new("L", (4, 3))) == "L picture of 4 x 3 pixels"
     assert describe("x" * 100).startswith("str 'xxx") and len(describe("x" * 100)) < 50
     assert describe(torch.zeros(0)).startswith("Tensor tensor([]")

@@ -164,3 +164,15 @@ def test_replicas_that_differ_end_the_run() -> None:
     with pytest.raises(Replicas, match=r"after epoch 0: ranks \[1, 3\]"):
         train(PLAN, gang, FakeTracker())  # type: ignore[arg-type]
     assert fingerprint(FakeGang(PLAN), "now") == "aa"  # type: ignore[arg-type]
+
+
+def test_fine_tuning_has_fastais_rates() -> None:
+    "fine_tune(4, base_lr, freeze_epochs=1): the head up to base_lr, then all up to half of it, the body a hundredth."
+    plan = Plan(n_train=40, n_valid=8, batch_size=8, epochs=5, schedule="one_cycle", lr=0.02, frozen_epochs=1)
+    frozen, thawed = [plan.hypers(s) for s in range(5)], [plan.hypers(s) for s in range(5, 25)]
+    assert all("body_lr" not in hypers for hypers in frozen)
+    assert frozen[0]["lr"] == pytest.approx(0.02 / 25) and frozen[-1]["lr"] < 0.02
+    assert [hypers["lr"] for hypers in frozen] == sorted(hypers["lr"] for hypers in frozen)
+    assert max(hypers["lr"] for hypers in thawed) == pytest.approx(0.01)
+    assert thawed[0]["lr"] == pytest.approx(0.01 / 5) and thawed.index(max(thawed, key=lambda h: h["lr"])) == 6
+    assert all(hypers["body_lr"] == pytest.approx(hypers["lr"] / 100) for hypers in thawed)

@@ -1,0 +1,66 @@
+"export: a program of torch.export that computes what the model computes, for any number of pictures."
+
+import pytest
+import torch
+
+from learner.models import MODELS, build
+from orchestrator import export
+from orchestrator.exporter import adapter, called_with, program
+from orchestrator.loaded_run import LoadedRun
+
+
+def test_the_exported_program_equals_the_model(run_copy, capsys) -> None:
+    assert export.main([str(run_copy)]) == 0
+    assert str(run_copy / "model.pt2") in capsys.readouterr().out
+    model, exported = LoadedRun.open(str(run_copy)).model(), torch.export.load(run_copy / "model.pt2")
+    for n in (1, 2, 5):
+        pictures = torch.randn(n, 3, 24, 24)
+        torch.testing.assert_close(exported.module()(pictures), model(pictures))
+    assert exported.state_dict.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_an_adapter_that_computes_the_same(name) -> None:
+    model, pictures = build(name, 3, 4).eval(), torch.randn(2, 3, 32, 32)
+    dressed = adapter(model)
+    torch.testing.assert_close(dressed(pictures), model(pictures))
+    assert dressed.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_model_has_its_own_tensors_again_after_a_call_with_others_even_if_that_fails() -> None:
+    model = build("simple_cnn_bn", 1, 3).eval()
+    before = dict(model.named_parameters())
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
+    assert not called_with(model, zeros, torch.randn(1, 1, 20, 20)).any()
+    with pytest.raises(RuntimeError):
+        called_with(model, zeros, torch.randn(1, 2, 20, 20))
+    assert all(tensor is before[name] for name, tensor in model.named_parameters())
+    assert all(getattr(module, name) is t for module in model.modules() for name, t in module._tensors.items())
+
+
+def test_a_file_that_can_not_be_written_and_a_format_that_there_is_not_are_named(trained, tmp_path, capsys) -> None:
+    assert export.main([str(trained), "--output", str(tmp_path / "no" / "model.pt2")]) == 1
+    assert "No such file" in capsys.readouterr().err
+    assert export.main([str(trained), "--format", "tensorflow"]) == 2
+    assert "torch, onnx" in capsys.readouterr().err
+
+
+def test_without_its_packages_onnx_is_refused_with_their_names(trained, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert export.main([str(trained), "--format", "onnx"]) == 2
+    assert "pip install onnx onnxscript" in capsys.readouterr().err
+
+
+def test_onnx_equals_the_model(run_copy) -> None:
+    pytest.importorskip("onnxscript", reason="ONNX export is not tested: pip install onnx onnxscript")
+    reference = pytest.importorskip("onnx.reference", reason="ONNX export is not tested: pip install onnx onnxscript")
+    assert export.main([str(run_copy), "--format", "onnx"]) == 0
+    model, pictures = LoadedRun.open(str(run_copy)).model(), torch.randn(3, 3, 24, 24)
+    [logits] = reference.ReferenceEvaluator(str(run_copy / "model.onnx")).run(None, {"pictures": pictures.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(pictures).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_weights_are_parameters_in_the_program_and_statistics_buffers(trained) -> None:
+    exported = program(LoadedRun.open(str(trained)))
+    assert "0.weight" in exported.graph_signature.inputs_to_parameters.values()
+    assert "0.norm.running_mean" in exported.graph_signature.inputs_to_buffers.values()
