@@ -1,5 +1,7 @@
 "Outcomes: what is said of each sample, against plain torch; confusion and top losses against counting by hand."
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_parts_join_to_the_whole_in_any_order(n, cuts, random) -> None:
     logits, targets = batch(n, 6)
     bounds = [0, *sorted(min(cut, n) for cut in cuts), n]
     samples = torch.arange(n)
-    parts = [Outcomes.of(logits[a:b], targets[a:b], samples[a:b]) for a, b in zip(bounds, bounds[1:])]
+    parts = [Outcomes.of(logits[a:b], targets[a:b], samples[a:b]) for a, b in pairwise(bounds)]
     random.shuffle(parts)
     joined, whole = Outcomes.join(parts), outcomes(n, 6)
     assert all(torch.equal(getattr(joined, name), getattr(whole, name)) for name in vars(whole))
@@ -105,16 +107,12 @@ def test_a_learner_keeps_the_outcomes_of_its_validation() -> None:
     assert keep.take() is None
 
 
-@pytest.mark.parametrize("n", [1, 3, 35, 120])
+@pytest.mark.parametrize("n", [1, 45])
 def test_figures_of_few_and_many_classes_with_any_names_can_be_drawn(n) -> None:
     found = outcomes(4 * n, n)
     classes = [f"${number}$ x^{{_ {'long ' * 9}" for number in range(n)]
     confusion = found.confusion(n)
     pairs = most_confused(confusion, 60) or [Confused(0, 0, 1)]
-    for figure in (
-        confusion_matrix(confusion, classes),
-        confused_pairs(pairs, classes),
-        class_bars(confusion, classes),
-    ):
+    bars = [confused_pairs(pairs, classes), confused_pairs([], classes), class_bars(confusion, classes)]
+    for figure in (confusion_matrix(confusion, classes), *bars):
         FigureCanvasAgg(figure).draw()
-    FigureCanvasAgg(confused_pairs([], classes)).draw()

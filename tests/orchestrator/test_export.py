@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.models import MODELS, build
+from learner.models import build
 from orchestrator import export
 from orchestrator.exporter import adapter, called_with, program
 from orchestrator.loaded_run import LoadedRun
@@ -19,8 +19,8 @@ def test_the_exported_program_equals_the_model(run_copy, capsys) -> None:
     assert exported.state_dict.keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_has_an_adapter_that_computes_the_same(name) -> None:
+@pytest.mark.parametrize("name", ["simple_net", "conv_net", "xresnet18"])
+def test_a_model_has_an_adapter_that_computes_the_same(name) -> None:
     model, pictures = build(name, 3, 4).eval(), torch.randn(2, 3, 32, 32)
     dressed = adapter(model)
     torch.testing.assert_close(dressed(pictures), model(pictures))

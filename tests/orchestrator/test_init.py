@@ -15,7 +15,7 @@ def test_with_the_same_classes_it_starts_with_the_old_accuracy(trained, small, h
     assert ended.code == 0, ended.err
     assert "numbers of its simple_cnn_bn are kept\n" in ended.out
     second = tmp_path / "runs" / "second" / "version_0"
-    rows = [list(csv.DictReader(open(run / "history.csv", newline="")))[-1] for run in (trained, second)]
+    rows = [list(csv.DictReader((run / "history.csv").read_text().splitlines()))[-1] for run in (trained, second)]
     about = [json.loads((run / "model.json").read_text()) for run in (trained, second)]
     assert about[0] == about[1]
     # one epoch moves BatchNorm's running statistics, if nothing else
@@ -32,19 +32,18 @@ def test_with_other_classes_the_body_is_kept_and_the_head_is_new(trained, small,
     ended = here(*options, "--data", str(root))
     assert ended.code == 0, ended.err
     assert "its head (5.weight, 5.bias) is new, as the classes are: 3, there 4" in ended.out
-    assert here(*options, "--data", str(root), "--name", "fresh", "--seed", "42").code == 0
     first = load_file(trained / "model.safetensors")
     after = load_file(tmp_path / "runs" / "second" / "version_0" / "model.safetensors")
     for name in first:
         if "running" not in name and not name.startswith("5."):
             np.testing.assert_allclose(after[name], first[name], atol=1e-9)
     assert after["5.weight"].shape == (3, 128)
-    assert abs(after["5.weight"]).max() > 0
-    assert not after["5.bias"].any()
+    assert abs(after["5.weight"]).max() > 0.01
+    assert abs(after["5.bias"]).max() < 1e-9
 
 
 def test_as_many_but_other_classes_have_a_new_head_too(trained, small, here, image_folder) -> None:
-    root = image_folder({name: (5, 1) for name in ("ant", "bee", "cat", "eel")})
+    root = image_folder(dict.fromkeys(("ant", "bee", "cat", "eel"), (5, 1)))
     assert "is new" in here(*small, *TINY, "--init", trained, "--data", root).out
 
 
