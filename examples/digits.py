@@ -1,20 +1,18 @@
 """A 3 or a 7? Chapter 4 of the fastbook ("Under the Hood: Training a Digit Classifier").
 
 Three classifiers of the same pictures, each a little less by hand than the one before:
-
 1. pixel similarity: is a picture nearer to the mean 3 or to the mean 7? Nothing is trained: the baseline to beat.
 2. a linear model, trained by a loop that is written out here: predict, loss, gradient, step.
 3. simple_net, two linear layers with a ReLU between them, trained by the Learner, which is that same loop.
 
 The chapter prints 0.95, 0.97 and 0.98 on MNIST. `python examples/digits.py mnist_sample` downloads that (3 MB); any
 folder with train/3, train/7, valid/3 and valid/7 will do. Without a name THE DIGITS ARE NOT MNIST, nobody wrote them:
-they are printed, in fonts that matplotlib brings, then turned, stretched, shifted, thickened, blurred and
-drowned in noise so that the task isn't trivial; those that validate are in fonts that never trained.
+they are printed, in fonts that matplotlib brings, then turned, stretched, shifted, thickened, blurred and drowned in
+noise so that the task isn't trivial; those that validate are in fonts that never trained.
 """
 
 import sys
 import tempfile
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -37,13 +35,13 @@ TRAIN = """DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSe
 DejaVuSerif-Italic STIXGeneral STIXGeneralItalic STIXGeneralBolIta cmti10"""
 VALID = "DejaVuSansMono-Oblique DejaVuSerif-BoldItalic STIXGeneralBol cmtt10 cmb10"
 FONTS = {"train": TRAIN.split(), "valid": VALID.split()}
-face = cache(lambda name: ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", f"{name}.ttf"), 48))
 
 
 def draw(rng: np.random.Generator, digit: str, font: str) -> Image.Image:
     "One digit, white on black, 28 x 28; 20 pixels high and about in the middle, as in MNIST."
+    face = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{font}.ttf", 48)
     ink = Image.new("L", (64, 64))
-    ImageDraw.Draw(ink).text((32, 32), digit, fill=255, font=face(font), anchor="mm")
+    ImageDraw.Draw(ink).text((32, 32), digit, fill=255, font=face, anchor="mm")
     ink = ink.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
     ink = ink.crop(ink.getbbox()).filter(ImageFilter.MaxFilter(int(rng.choice([1, 3]))))
     ink = ink.resize((round(ink.width * 20 / ink.height * rng.uniform(0.8, 1.2)), 20))
@@ -90,7 +88,6 @@ def main(data: str | None = None, n_train: int = 3000, n_valid: int = 1000, epoc
     torch.manual_seed(42)
     split = open_split(resolve(data, Path("~/.cache/orchestrator")), seed=42)
     (x, y), (valid_x, valid_y) = load(split.train), load(split.valid)
-
     # 1. Pixel similarity: the mean absolute distance to the mean 3, and to the mean 7; the smaller one wins.
     to_3, to_7 = ((valid_x - x[y == digit].mean(0)).abs().mean((1, 2, 3)) for digit in (0, 1))
     reached = {"pixel similarity": accuracy((to_3 - to_7)[:, None], valid_y).item() / len(valid_y)}

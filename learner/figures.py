@@ -19,9 +19,14 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> F
     for place, (image, title) in enumerate(zip(images, titles, strict=True), 1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=8, parse_math=False)  # a class may be called $x^$
+        axes.set_title(drawable(title), fontsize=8, parse_math=False)  # a class may be called $x^$
         axes.axis("off")
     return figure
+
+
+def drawable(text: str) -> str:
+    "The text with a ? for what can't be encoded, as a folder's name may have it: matplotlib fails on that."
+    return text.encode("utf-8", "replace").decode()
 
 
 def show_batch(batch: tuple[Tensor, Tensor], classes: Sequence[str], n: int = 32) -> Figure:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from learner.figures import drawable
 from learner.interpret import Confused
 from learner.metrics import per_class
 
@@ -54,9 +55,9 @@ def confused_pairs(pairs: Sequence[Confused], classes: Sequence[str]) -> Figure:
 
 
 def class_bars(confusion: Tensor, classes: Sequence[str]) -> Figure:
-    "Precision, recall and F1 of each class, the lowest F1 first; of many classes the lowest alone."
+    "Precision, recall and F1 of each class that occurs, the lowest F1 first; of many classes the lowest alone."
     table = per_class(confusion)
-    order = table["f1"].argsort(stable=True).tolist()[:BARS]
+    order = [i for i in table["f1"].argsort(stable=True).tolist() if table["support"][i]][:BARS]
     figure = _figure(8, 1.5 + 0.45 * len(order))
     axes = figure.add_subplot()
     for number, (name, marker) in enumerate({"precision": "<", "recall": ">", "f1": "o"}.items()):
@@ -66,14 +67,14 @@ def class_bars(confusion: Tensor, classes: Sequence[str]) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
     axes.set_xlim(-0.02, 1.02)
-    if len(order) < len(classes):
-        axes.set_xlabel(f"the {BARS} classes of the lowest f1, out of {len(classes)}")
+    axes.set_xlabel(f"{len(order)} of {len(classes)} classes, those of the lowest f1" if len(order) == BARS else "")
     axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 
 
 def shortened(name: str, length: int = 24) -> str:
-    "A name that leaves room for the picture."
+    "A name that can be drawn, and leaves room for the picture."
+    name = drawable(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import sys
 import threading
@@ -32,6 +33,8 @@ def command(
     arguments = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
     threading.excepthook = _thread_failed
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run(read(arguments, name))
         return 0

@@ -90,9 +90,7 @@ class Config:
     accumulate: int = option(1, "put each batch through the model in N parts, to save memory", TRAIN, "N")
     ema: float = option(0.0, "validate and save averaged weights, with this decay; 0: none", TRAIN, "DECAY")
     precision: str = option("fp32", "arithmetic of forward and backward", TRAIN, choices=("fp32", "bf16", "fp16"))
-    fine_tune: int = option(
-        0, "first N more epochs of the head alone, as in fastai", TRAIN, "N"
-    )
+    fine_tune: int = option(0, "first N more epochs of the head alone, as in fastai", TRAIN, "N")
     early_stop: int = option(0, "end after N epochs without a better accuracy; 0: never", TRAIN, "N")
     save_best: bool = option(False, "save the epoch with the best accuracy instead of the last", TRAIN)
     seed: int = option(42, "seeds weights, order, augmentation and random splits", TRAIN, "N")

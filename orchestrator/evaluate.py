@@ -20,13 +20,13 @@ def read(argv: Sequence[str], name: str) -> dict[str, Any]:
 def run(arguments: dict[str, Any]) -> dict[str, float]:
     "Measure and print; the numbers over all images."
     from orchestrator.examine import examine  # here, since --help needs no torch
-    from orchestrator.tables import class_rows, columns
+    from orchestrator.findings import class_rows, columns
 
     examined = examine(arguments, "evaluate")
     rates = examined.outcomes.rates()
     print(columns(class_rows(examined.run.classes, examined.confusion)), end="\n\n")
     for name, value in rates.items():
-        print(f"{name.replace('_', ' '):<16} {value:.6f}")
+        print(f"{name.replace('_5', '-5').replace('_', ' '):<16} {value:.6f}")
     examined.mention_bad()
     return rates
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,16 +10,22 @@ from typing import Any
 
 from torch import Tensor
 
+from cluster.gang import Gang
+from cluster.messages import Job, Report
 from learner.data.files import Labelled, Vocab, list_files
 from learner.data.labels import label_all
 from learner.data.splitters import grandparent, has_parts
+from learner.data.warp import AugmentConfig
 from learner.errors import UsageError, UserError
 from learner.interpret import Outcomes
 from orchestrator.build import check_batch_size, make_gang, open_data, visible_devices
 from orchestrator.config import Config
+from orchestrator.driver import Pace, Plan
 from orchestrator.loaded_run import CONFIG, LoadedRun
-from orchestrator.measure import measure, measuring_job
 from orchestrator.run_arguments import GANG
+from orchestrator.terminal import Terminal
+
+Bad = list[tuple[str, str]]
 
 # what is done as the run did it
 SAVED = ("data", "data_dir", "split", "label_regex", "labels_csv", "bad_images", "batch_size", "seed", "precision")
@@ -32,7 +38,7 @@ class Examined:
     run: LoadedRun
     labelled: Labelled
     outcomes: Outcomes
-    bad: list[tuple[str, str]]
+    bad: Bad
 
     @cached_property
     def confusion(self) -> Tensor:
@@ -105,3 +111,56 @@ def measured_images(run: LoadedRun, config: Config, whole: bool) -> tuple[Labell
         files, labels = tuple(found[i] for i in chosen), label_all([names[i] for i in chosen], block.get_y)
     place = f"all of {root}" if whole else f"the validation part of {root}"
     return Labelled(files, tuple(Vocab(run.classes).encode(files, labels))), place
+
+
+def measuring_job(run: LoadedRun, labelled: Labelled, batch_size: int, k: int, precision: str, skip_bad: bool) -> Job:
+    "What workers are told: no training set, these images to validate on, the run's weights, and to keep outcomes."
+    return Job(
+        train=Labelled((), ()),
+        valid=labelled,
+        n_classes=len(run.classes),
+        arch=run.arch,
+        channels=run.channels,
+        size=run.size,
+        presize=run.presize,
+        batch_size=batch_size,
+        seed=0,
+        normalize=run.normalize,
+        # full is the mode that resamples what validation crops; measuring uses nothing else of it
+        augment="full" if run.valid_crop else "none",
+        augmentation=AugmentConfig(valid_crop=run.valid_crop),
+        sync_batchnorm=False,
+        skip_bad_images=skip_bad,
+        precision=precision,
+        weights=run.arrays(),
+        outcomes=k,
+    )
+
+
+def stream(gang: Gang, job: Job) -> Iterator[list[Report]]:
+    "Go through the images once, below a progress bar: the reports of all ranks, chunk by chunk."
+    n = len(job.valid)
+    plan = Plan(n_train=0, n_valid=n, batch_size=job.batch_size, epochs=1, schedule="constant", lr=0.0)
+    terminal, pace, done = Terminal(), Pace(), 0
+    terminal.open_bar(plan.valid_batches)
+    try:
+        for reports in gang.stream(plan.chunks(False, 0, pace)):
+            pace.learn(reports)
+            done += len(reports[0].chunk.hypers)
+            terminal.advance(done)
+            yield reports
+    finally:
+        terminal.clear()
+
+
+def measure(gang: Gang, job: Job) -> tuple[Outcomes, Bad]:
+    "The outcome of each image, and file and reason of those that could not be read; UserError if one is missing."
+    parts: list[Outcomes] = []
+    bad: Bad = []
+    for reports in stream(gang, job):
+        parts += [report.outcomes for report in reports if report.outcomes is not None]
+        bad += [image for report in reports for image in report.bad_images]
+    outcomes, n = Outcomes.join(parts), len(job.valid)
+    if len(outcomes) + len(bad) != n:
+        raise UserError(f"{len(outcomes)} of {n} images were counted: this is a bug, please report it")
+    return outcomes, bad

@@ -7,33 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from learner.errors import UsageError
 from orchestrator.command import command
 from orchestrator.run_arguments import GANG, KEPT, positive, run_parser
 
 DESCRIPTION = "Show where a finished run's model errs: confusion matrix, most confused classes, top losses, classes."
-TOP = 24
+TOP, MOST = 24, 120
 FOLDER = "interpret"
 
 
 def read(argv: Sequence[str], name: str) -> dict[str, Any]:
     "The command line, by name."
     parser = run_parser(name, DESCRIPTION, GANG)
-    parser.add_argument("--top", metavar="N", type=positive, help=f"how many images and pairs to show (default: {TOP})")
-    return parser.read(argv)
+    text = f"how many images and pairs the pictures show (default: {TOP}, at most {MOST})"
+    parser.add_argument("--top", metavar="N", type=positive, help=text)
+    arguments = parser.read(argv)
+    if arguments.setdefault("top", TOP) > MOST:
+        raise UsageError(f"--top {arguments['top']} is more than a picture holds, {MOST}; the tables have all")
+    return arguments
 
 
 def run(arguments: dict[str, Any]) -> Path:
     "Measure, then write the pictures and tables; the folder that they are in."
     from learner.interpret import most_confused  # here, since --help needs no torch
     from orchestrator.examine import examine
-    from orchestrator.findings import figures, tables
+    from orchestrator.findings import columns, figures, pair_rows, tables, write_csv
     from orchestrator.summary import tensorboard_command
-    from orchestrator.tables import columns, pair_rows, write_csv
     from orchestrator.tracker import add_figures
 
-    top = arguments.get("top", TOP)
     examined = examine(arguments, FOLDER)
-    folder, pictures = examined.run.path / FOLDER, figures(examined, top)
+    folder, pictures = examined.run.path / FOLDER, figures(examined, arguments["top"])
     for name, rows in tables(examined).items():
         write_csv(folder / f"{name}.csv", rows)
     for name, figure in pictures.items():

@@ -16,8 +16,8 @@ from learner.data.files import Labelled, image_files
 from learner.data.loader import usable_cores
 from learner.errors import UsageError
 from learner.interpret import Outcomes
+from orchestrator.examine import measuring_job
 from orchestrator.loaded_run import LoadedRun
-from orchestrator.measure import measuring_job
 
 Ranking = tuple[tuple[str, float], ...]
 

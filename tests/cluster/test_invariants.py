@@ -16,6 +16,7 @@ from cluster.gang import LocalGang
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from learner.data.mix import MixConfig
+from learner.data.normalize import Normalize
 
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -28,6 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "accumulate": 2,
     },
+    "grey": {"arch": "simple_cnn_bn", "channels": 1, "normalize": Normalize((0.5,), (0.25,))},
     "frozen": {"fine_tune": True, "arch": "simple_cnn_bn", "momentum": 0.9},
     "mixed": {"augment": "full", "presize": 30, "mix": MixConfig(mixup=0.4, cutmix=1.0)},
     "batchnorm": {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": "crop", "presize": 27},
