@@ -13,9 +13,11 @@ the generated dataset `shapes` take its place: ten classes too, but an easy task
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from learner.callbacks.lr_finder import LRFinder
 from learner.callbacks.one_cycle import OneCycle
@@ -29,6 +31,20 @@ from learner.layers import AdaptivePool, ConvLayer, Linear
 from learner.learner import Callback, Learner
 from learner.losses import cross_entropy
 from learner.module import Module, Sequential
+from learner.optim import SGD
+
+
+class Kept:
+    "A dataset of one's own: anything with a length and numbered samples. This one reads each file only once."
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.samples = [dataset[i] for i in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.samples[i]
 
 
 class LargestGradient(Callback):
@@ -44,13 +60,13 @@ class LargestGradient(Callback):
 
 
 def simple_cnn(n_out: int) -> Module:
-    "The chapter's network: four convolutions that each halve the picture, the mean of what is left, a linear layer."
-    convs = [ConvLayer(n_in, n, stride=2) for n_in, n in ((3, 16), (16, 32), (32, 64), (64, 128))]
+    "The chapter's network, with BatchNorm: four convolutions that each halve the picture, a mean, a linear layer."
+    convs = [ConvLayer(n_in, n, stride=2, norm=True) for n_in, n in ((3, 16), (16, 32), (32, 64), (64, 128))]
     return Sequential(*convs, AdaptivePool(), Linear(128, n_out))
 
 
 def main(
-    data: str | None = None, n_train: int = 1500, n_valid: int = 500, size: int = 64, epochs: int = 8
+    data: str | None = None, n_train: int = 1500, n_valid: int = 300, size: int = 40, epochs: int = 10
 ) -> dict[str, float]:
     "Train on a folder or a dataset that has a name, or on so many generated images; the last epoch's row."
     if data is None:
@@ -62,8 +78,8 @@ def main(
 
     # Data. A Dataset gives the bytes of one picture and its class's number, a DataLoader batches of them.
     split = open_split(resolve(data, Path("~/.cache/orchestrator")), seed=42)
-    train, valid = Dataset(split.train, size), Dataset(split.valid, size)
-    dls = DataLoaders(DataLoader(train, batch_size=64, shuffle=True), DataLoader(valid, batch_size=64))
+    train, valid = Kept(Dataset(split.train, size)), Kept(Dataset(split.valid, size))
+    dls = DataLoaders(DataLoader(train, 50, shuffle=True, n_workers=0), DataLoader(valid, 50, n_workers=0))
     x, y = train[0]
     print(f"{len(train)} + {len(valid)} images; the first is {tuple(x.shape)} {x.dtype}: {split.vocab.classes[y]}")
 
@@ -73,16 +89,19 @@ def main(
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
     # Learner. On its own it predicts, measures and steps. All else are callbacks: SetupLearner puts batches on the
-    # device and normalises them, and the LR finder raises the rate at each step and ends the fit when the loss explodes;
-    # then the model is as it was.
+    # device and normalises them; the LR finder raises the rate at each step, ends the fit when the loss explodes, and
+    # puts the model back as it was.
+    sgd = partial(SGD, momentum=0.9)
     finder = LRFinder(start=1e-3, end=10)
-    Learner(model, DataLoaders(dls.train), cross_entropy, cbs=[SetupLearner(), finder]).fit(1 + 100 // len(dls.train))
+    learn = Learner(model, DataLoaders(dls.train), cross_entropy, cbs=[SetupLearner(), finder], opt_func=sgd)
+    learn.fit(1 + 100 // len(dls.train))
     lr = finder.suggestion or 0.1
     print(f"LR finder: {len(finder.losses)} steps; a tenth of the rate with the least loss is {lr:.3g}")
 
     # One cycle: the rate climbs to its peak during the first quarter of all steps, then falls to zero.
     track, cycle, gradients = TrackResults(), OneCycle(lr), LargestGradient()
-    Learner(model, dls, cross_entropy, cbs=[SetupLearner(), track, cycle, gradients]).fit(epochs)
+    learn = Learner(model, dls, cross_entropy, cbs=[SetupLearner(), track, cycle, gradients], opt_func=sgd)
+    learn.fit(epochs)
     step = gradients.norms.index(max(gradients.norms))
     print(f"the rate went from {cycle.lrs[0]:.3g} over {max(cycle.lrs):.3g} to {cycle.lrs[-1]:.3g}")
     print(f"the gradient was largest in step {step} of {len(gradients.norms)}: {max(gradients.norms):.3g}")

@@ -41,15 +41,14 @@ def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> Figure:
 
 def confused_pairs(pairs: Sequence[Confused], classes: Sequence[str]) -> Figure:
     "A bar for each pair of classes: how often the first was taken for the second."
-    shown = pairs[:BARS]
-    names = [f"{shortened(classes[pair.actual])} taken for {shortened(classes[pair.predicted])}" for pair in shown]
-    figure = _figure(8, 1.5 + 0.25 * len(shown))
+    names = [f"{shortened(classes[pair.actual])} taken for {shortened(classes[pair.predicted])}" for pair in pairs]
+    figure = _figure(8, 1.5 + 0.25 * len(pairs))
     axes = figure.add_subplot()
-    bars = axes.barh(range(len(shown)), [pair.count for pair in shown])
+    bars = axes.barh(range(len(pairs)), [pair.count for pair in pairs])
     axes.bar_label(bars, padding=3, fontsize=8)
-    axes.set_yticks(range(len(shown)), names, **PLAIN)
-    axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
-    axes.set_xlabel("images" if shown else "no image was taken for another class")
+    axes.set_yticks(range(len(pairs)), names, **PLAIN)
+    axes.set_ylim(max(len(pairs), 1) - 0.4, -0.6)
+    axes.set_xlabel("images" if pairs else "no image was taken for another class")
     axes.locator_params(axis="x", integer=True)
     return figure
 
@@ -67,7 +66,8 @@ def class_bars(confusion: Tensor, classes: Sequence[str]) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(f"{len(order)} of {len(classes)} classes, those of the lowest f1" if len(order) == BARS else "")
+    cut = f"; of {len(classes)} classes those of the lowest f1" if len(order) == BARS else ""
+    axes.set_xlabel(f"in brackets: images of the class{cut}")
     axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 

@@ -65,7 +65,7 @@ class Learner:
     """Fits `model` to `dls.train`, and measures it on `dls.valid` after each epoch.
 
     `dls` holds two iterables of batches (inputs, targets); `loss_func(preds, targets)` gives a scalar;
-    `opt_func(parameters, lr)` an optimizer, made anew by each `fit`; where `splitter` makes several groups of the
+    `opt_func(parameters, lr=lr)` an optimizer, made anew by each `fit`; where `splitter` makes several groups of the
     model's layers, it is given those. While it runs, callbacks find in it `epoch`,
     `num` (of the batch in its epoch), `global_step` (optimizer steps done), `batch`, `preds`, `loss`, `opt` and `dl`.
     """
@@ -139,7 +139,7 @@ class Learner:
 
     def _all_epochs(self) -> None:
         groups = layer_groups(self.model, self.splitter)
-        self.opt = self.opt_func(groups if len(groups) > 1 else groups[0], self.lr)
+        self.opt = self.opt_func(groups if len(groups) > 1 else groups[0], lr=self.lr)
         self("after_opt")
         for self.epoch in range(self.n_epochs):
             self.one_epoch(True)

@@ -37,11 +37,13 @@ def run(arguments: dict[str, Any]) -> Path:
     kind = arguments["format"]
     file = Path(arguments.get("output", loaded.path / f"model{SUFFIXES[kind]}")).expanduser()
     (save_onnx if kind == "onnx" else save_program)(loaded, file)
-    side, statistics = loaded.size, loaded.normalize
-    print(f"{loaded}\nwritten to {file}")
-    print(f"takes pictures, float32 (n, {loaded.channels}, {side}, {side}): pixels from 0 to 1, squashed to")
-    print(f"{loaded.presize} px, of which the centre, less mean {statistics.mean}, over std {statistics.std}")
-    print(f"gives logits, float32 (n, {len(loaded.classes)}): the classes of model.json in their order")
+    side = loaded.size
+    mean, std = (" ".join(f"{value:.4f}" for value in each) for each in (loaded.normalize.mean, loaded.normalize.std))
+    print(f"{loaded}\n\nwritten to {file}")
+    print(f"takes float32 (n, {loaded.channels}, {side}, {side}): pixels from 0 to 1, less mean {mean}, over std {std}")
+    print(
+        f"gives float32 (n, {len(loaded.classes)}): logits of the classes; {loaded.path / 'model.json'} has all in full"
+    )
     return file
 
 

@@ -93,9 +93,12 @@ def confusion_rows(classes: Sequence[str], confusion: Tensor) -> list[Row]:
 
 
 def columns(rows: Sequence[Row]) -> str:
-    "The rows as lines of aligned columns, the first to the left and the others to the right."
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    "The rows as lines of aligned columns, those of numbers to the right."
+    aligned = []
+    for heading, *cells in zip(*rows):
+        width, numbers = max(map(len, [heading, *cells])), all(cell.replace(".", "").isdigit() for cell in cells)
+        aligned.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (heading, *cells)])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*aligned))
 
 
 def write_csv(file: Path, rows: Iterable[Row]) -> None:

@@ -110,9 +110,11 @@ def test_a_learner_keeps_the_outcomes_of_its_validation() -> None:
 @pytest.mark.parametrize("n", [1, 45])
 def test_figures_of_few_and_many_classes_with_any_names_can_be_drawn(n) -> None:
     found = outcomes(4 * n, n)
-    classes = [f"${number}$ x^{{_ {'long ' * 9}" for number in range(n)]
+    classes = [f"${number}$ x^{{_ \udce9 {'long ' * 9}" for number in range(n)]
     confusion = found.confusion(n)
     pairs = most_confused(confusion, 60) or [Confused(0, 0, 1)]
     bars = [confused_pairs(pairs, classes), confused_pairs([], classes), class_bars(confusion, classes)]
     for figure in (confusion_matrix(confusion, classes), *bars):
-        FigureCanvasAgg(figure).draw()
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        assert len(np.unique(np.asarray(canvas.buffer_rgba()))) > 10

@@ -84,11 +84,11 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from orchestrator.launch import main
 
     folder, threads = tmp_path_factory.mktemp("trained"), torch.get_num_threads()
-    options = "--arch simple_cnn_bn --size 24 --batch-size 8 --epochs 2 --lr 0.02 --augment --cache off --local".split()
+    options = "--arch simple_cnn_bn --size 24 --batch-size 8 --epochs 2 --lr 0.02 --augment --cache off --local"
     places = ["--data", str(pictures), "--data-dir", str(folder), "--runs", str(folder), "--name", "trained"]
     handler = signal.getsignal(signal.SIGTERM)
     with patch.dict(os.environ):
-        assert main([*options, *places]) == 0
+        assert main([*options.split(), *places]) == 0
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, handler)
     return folder / "trained" / "version_0"

@@ -70,3 +70,5 @@ def test_it_says_what_is_confused_and_where_the_pictures_are(trained, capsys) ->
     out = capsys.readouterr().out
     assert "predicted" in out
     assert str(trained / "interpret") in out
+    assert interpret.main([str(trained), "--top", "1000"]) == 2
+    assert "--top 1000" in capsys.readouterr().err

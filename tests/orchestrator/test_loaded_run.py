@@ -118,7 +118,7 @@ def test_an_entry_that_breaks_its_rule_is_named(change, name, value) -> None:
 )  # fmt: skip
 def test_a_file_that_is_no_json_object_is_refused(run_copy, content) -> None:
     (run_copy / "model.json").write_bytes(content)
-    refused(run_copy)
+    assert "another run" in refused(run_copy)
 
 
 def test_weights_that_do_not_fit_are_refused_before_memory_is_taken_for_the_model(change) -> None:
@@ -132,7 +132,7 @@ def test_weights_that_do_not_fit_are_refused_before_memory_is_taken_for_the_mode
 def test_weights_that_were_cut_off_are_refused(run_copy, keep) -> None:
     file = run_copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    refused(run_copy, "model.safetensors")
+    assert "can't be read" in refused(run_copy, "model.safetensors")
 
 
 def test_weights_that_are_missing_or_of_another_kind_are_refused(run_copy) -> None:

@@ -1,6 +1,8 @@
 "predict: the probabilities of a plain forward pass, for people and for programs."
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,13 @@ def test_unreadable_images_are_named_once_the_others_are_done(trained, files, tm
 def test_images_may_come_between_and_after_options(trained, files, capsys) -> None:
     assert predict.main([str(trained), str(files[0]), "--json", str(files[1]), "--top=1", str(files[2])]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3
+
+
+def test_a_name_of_any_bytes_can_be_printed(trained, files, tmp_path, capsys) -> None:
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    shutil.copy(os.fsencode(files[0]), odd)
+    assert predict.main([str(trained), os.fsdecode(odd)]) == 0
+    assert "caf\\udce9.jpg" in capsys.readouterr().out
 
 
 def test_probabilities_that_are_no_numbers_are_null_in_json(run_copy, files, capsys) -> None:
