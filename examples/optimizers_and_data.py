@@ -33,12 +33,12 @@ from learner.optim import SGD, Adam, Optimizer, RMSProp
 
 
 def remember_squares(p: Tensor, grad: Tensor, state: dict, *, sqr_momentum: float = 0.99) -> None:
-    before = state.get("squares", torch.zeros_like(p))
-    state["squares"] = sqr_momentum * before + (1 - sqr_momentum) * grad**2
+    squares = state.setdefault("squares", torch.zeros_like(p))
+    squares.mul_(sqr_momentum).addcmul_(grad, grad, value=1 - sqr_momentum)
 
 
 def scaled_step(p: Tensor, grad: Tensor, state: dict, *, lr: float, eps: float = 1e-8) -> None:
-    p.sub_(lr * grad / (state["squares"].sqrt() + eps))
+    p.add_(grad / (state["squares"].sqrt() + eps), alpha=-lr)
 
 
 OurRMSProp = partial(Optimizer, steppers=[scaled_step], stats=[remember_squares])

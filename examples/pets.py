@@ -88,8 +88,7 @@ def fine_tune(model: Module, folder: Path, size: int, epochs: int) -> float:
     print(f"then all layers, the body's at {lr / 10:.2g}, the head's at {lr:.2g}")
     reached = fit(model, dls, epochs, slice(lr / 10, lr), setup)
 
-    # What is confused with what? One more validation, of which each sample's outcome is kept.
-    keep = KeepOutcomes(BATCH)
+    keep = KeepOutcomes(BATCH)  # one more validation, of which each sample's outcome is kept
     Learner(model, dls, cbs=[setup, keep]).one_epoch(train=False)
     confusion = keep.take().confusion(len(classes))
     for pair in most_confused(confusion, 3):

@@ -71,7 +71,7 @@ def versions(parent: Path) -> list[int]:
     "The numbers N of the `parent`/version_N that there are, in order."
     names = os.listdir(parent) if parent.is_dir() else []
     numbers = [name.removeprefix("version_") for name in names if name.startswith("version_")]
-    return sorted(int(number) for number in numbers if number.isdigit())
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def newest_version(parent: Path) -> Path | None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cluster.ray_cluster import PREFIX
 from learner.data.files import open_split
 from learner.data.images import decode
 from learner.data.normalize import Normalize
@@ -145,8 +147,10 @@ def test_the_saved_model_is_the_one_that_was_measured(runs: dict[str, Run], name
     )
 
 
-def test_workers_of_a_run_leave_nothing_in_the_temporary_folder(runs: dict[str, Run]) -> None:
-    pid = re.search(r"\(pid (\d+)", (runs["two"].path / "logs" / "rank_0.log").read_text())
-    assert pid and not Path(f"/proc/{pid[1]}").exists()
-    for folder in Path("/tmp").glob("orchestrator-ray-*"):
-        assert Path("/proc", folder.name.split("-")[2]).exists(), f"{folder} is of no running driver"
+def test_a_run_leaves_nothing_in_the_temporary_folder(runs: dict[str, Run]) -> None:
+    events = next((runs["two"].path / "tensorboard").iterdir())
+    driver = events.name.split(".")[-2]  # TensorBoard puts the process number there
+    assert not Path("/proc", driver).exists()
+    assert not list(Path(tempfile.gettempdir()).glob(f"{PREFIX}{driver}-*"))
+    worker = re.search(r"\(pid (\d+)", (runs["two"].path / "logs" / "rank_0.log").read_text())
+    assert worker and not Path("/proc", worker[1]).exists()

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,8 +26,9 @@ def plan_of(job: Job) -> Plan:
 
 
 @pytest.fixture
-def found(job: Job) -> Job:
-    "A job with all that a finder must put back."
+def found(job: Job, monkeypatch: pytest.MonkeyPatch) -> Job:
+    "A job with all that a finder must put back, and half the usual number of rates."
+    monkeypatch.setattr("orchestrator.lr_finder.RangeTest", partial(RangeTest, n_steps=50))
     return replace(job, arch="simple_cnn_bn", momentum=0.9, augment="crop", presize=27)
 
 
@@ -37,7 +39,7 @@ def test_a_gang_finds_what_one_process_finds(
     ray_gang.start(found, 2)
     many = range_test(plan_of(found), ray_gang)
     sane = sum(lr < 0.01 for lr in one.lrs)
-    assert sane > 30
+    assert sane > 20
     assert many.losses[:sane] == pytest.approx(one.losses[:sane], rel=1e-4)
     assert len(many.losses) == pytest.approx(len(one.losses), abs=3), "where it diverges, rounding grows too"
     assert suggestion(many) == pytest.approx(suggestion(one), rel=1e-9)
