@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from learner.learner import Callback
+from learner.optimizer import Rate, spread
 from learner.schedule import Anneal, linear, one_cycle
 
 
 class OneCycle(Callback):
-    "Sets the rate of each training step along `schedule.one_cycle` up to `base_lr`; keeps them in `lrs`."
+    """Sets the rate of each training step along `schedule.one_cycle` up to `base_lr`; keeps the last group's in `lrs`.
 
-    def __init__(self, base_lr: float, anneal: Anneal = linear) -> None:
+    A slice or a list gives each group of parameters a peak of its own (see `optimizer.spread`).
+    """
+
+    def __init__(self, base_lr: Rate, anneal: Anneal = linear) -> None:
         self.base_lr, self.anneal = base_lr, anneal
         self.lrs: list[float] = []
 
@@ -21,6 +25,7 @@ class OneCycle(Callback):
         "Set the rate of this step."
         if self.model.training:
             n = len(self.dls.train)
-            lr = one_cycle((self.epoch * n + self.num) / (self.n_epochs * n), self.base_lr, self.anneal)
-            self.opt.lr = lr
-            self.lrs.append(lr)
+            pct = (self.epoch * n + self.num) / (self.n_epochs * n)
+            peaks = spread(self.base_lr, len(self.opt.groups))
+            self.opt.set(lr=[one_cycle(pct, peak, self.anneal) for peak in peaks])
+            self.lrs.append(self.opt.lr)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learner.callbacks import EMA, Accumulate, ClipGradients, MixedPrecision, TrackResults
+from learner.callbacks import EMA, Accumulate, ClipGradients, MixedPrecision, OneCycle, TrackResults
 from learner.data.loader import DataLoaders
+from learner.groups import body_and_head
 from learner.layers import BatchNorm, Linear
 from learner.learner import Callback, Learner
 from learner.losses import cross_entropy
@@ -144,3 +145,20 @@ def test_a_step_whose_gradients_overflow_is_skipped_and_the_scale_halved() -> No
     small, large = 2.0**15, 2.0**16
     assert seen == [(0, False, small), (1, True, small), (2, True, small), (3, True, large), (4, True, large)]
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_one_cycle_gives_each_group_its_own_peak() -> None:
+    net, cycle = model(), OneCycle(slice(1e-3, 1e-1))
+    seen = []
+
+    class See(Callback):
+        order = 99
+
+        def before_batch(self) -> None:
+            seen.append([hypers["lr"] for _, hypers in self.opt.groups])
+
+    learner = Learner(net, DataLoaders(batches([4] * 8)), cross_entropy, 0.1, [cycle, See()], splitter=body_and_head)
+    learner.fit(1)
+    assert seen[2] == pytest.approx([1e-3, 1e-1]) and len(seen) == 8
+    assert all(body == pytest.approx(head / 100) for body, head in seen)
+    assert cycle.lrs == [head for _, head in seen]

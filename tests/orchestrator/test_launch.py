@@ -21,7 +21,7 @@ from learner.data.images import decode
 from learner.data.normalize import Normalize
 from learner.models import build
 
-OPTIONS = "--arch simple_cnn_bn --size 24 --batch_size 8 --epochs 2 --lr auto --momentum 0.9 --augment --seed 3".split()
+OPTIONS = "--arch simple_cnn_bn --size 24 --batch_size 8 --epochs 2 --lr auto --momentum 0.9 --augment --seed 3"
 TAGS = {
     *(f"train/{what}" for what in ("loss", "lr", "momentum")),
     *(f"epoch/{what}" for what in ("train_loss", "valid_loss", "accuracy", "train_accuracy")),
@@ -58,7 +58,9 @@ def runs(there: Callable[..., Any], pictures: Path, tmp_path_factory: pytest.Tem
     "The same run in one process and on two workers."
     folder, done = tmp_path_factory.mktemp("launch"), {}
     for name, how in (("local", ["--local"]), ("two", ["--cpus", "2"])):
-        ended = there(*OPTIONS, *how, "--data", pictures, "--data-dir", folder, "--runs", folder, "--name", name)
+        ended = there(
+            *OPTIONS.split(), *how, "--data", pictures, "--data-dir", folder, "--runs", folder, "--name", name
+        )
         assert (ended.code, ended.err) == (0, "")
         done[name] = Run(ended.out, folder / name / "version_0")
     return done
