@@ -33,12 +33,17 @@ def train(workers: int, seed: int, flags: list[str], data: str) -> Outcome:
             [*command, "--cpus", f"{workers}", "--name", "run", *flags], check=True, stdout=subprocess.DEVNULL
         )
         folder = Path(runs, "run", "version_0")
-        with open(folder / "history.csv") as file:
-            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = read_history(folder)
         events = EventAccumulator(str(folder / "tensorboard")).Reload()
         outcome = Outcome(workers, seed, rows, [event.value for event in events.Scalars("epoch/train_accuracy")])
     print(f"workers {workers}, seed {seed}: accuracy {rows[-1]['accuracy']:.4f}", flush=True)
     return outcome
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    "The rows of a run's history.csv."
+    with open(folder / "history.csv") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def spread(values: list[float]) -> str:

@@ -14,7 +14,8 @@ from orchestrator.config import Config, flag
 FIELDS = {one.name: one for one in dataclasses.fields(Config)}
 INF, NAN = float("inf"), float("nan")
 GOOD = [
-    ("data", "shapes"), ("size", 1), ("augment", "full"), ("size", "128:160"), ("mixup", 0.4), ("bad_images", "skip"), ("sync_batchnorm", False),
+    ("data", "shapes"), ("size", 1), ("augment", "full"), ("size", "128:160"), ("mixup", 0.4),
+    ("bad_images", "skip"), ("sync_batchnorm", False),
     ("epochs", 1), ("batch_size", 1), ("lr", 0.5), ("lr", 1), ("lr", "auto"), ("schedule", "cosine"),
     ("momentum", 0), ("momentum", 0.99), ("weight_decay", 0), ("weight_decay", 5.0), ("seed", 0), ("gpus", "0,2"),
     ("gpus", None), ("cpus", 1), ("cpus", None), ("local", True), ("address", "10.0.0.1:6379"), ("address", "h-2:1"),
