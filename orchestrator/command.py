@@ -35,8 +35,11 @@ def command(
     threading.excepthook = _thread_failed
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
+    debug = "--debug" in arguments
     try:
-        run(read(arguments, name))
+        config = read(arguments, name)
+        debug = debug or getattr(config, "debug", False)
+        run(config)
         return 0
     except Interrupted as stopped:
         print(f"\n{stopped}", file=sys.stderr)
@@ -45,11 +48,11 @@ def command(
         print(f"\ninterrupted: workers are stopped, {kept}", file=sys.stderr)
         return 130
     except UserError as error:
-        return _fail(str(error), 2 if isinstance(error, UsageError) else 1, arguments)
+        return _fail(str(error), 2 if isinstance(error, UsageError) else 1, debug)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""
-        return _fail(f"{error.strerror or error}{place}; {remedy}{kept}", 1, arguments)
+        return _fail(f"{error.strerror or error}{place}; {remedy}{kept}", 1, debug)
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -63,8 +66,8 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
-    if "--debug" in arguments:
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     return code

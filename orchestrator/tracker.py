@@ -47,7 +47,10 @@ class Tracker:
         chunk = reports[0].chunk
         if chunk.train:
             for number, (loss, hypers) in enumerate(zip(step_losses(reports), chunk.hypers)):
-                self._scalars(chunk.step + number, {"train/loss": loss, **{f"train/{k}": v for k, v in hypers.items()}})
+                self._scalars(
+                    chunk.step + number,
+                    {"train/loss": loss, "train/momentum": 0.0} | {f"train/{k}": v for k, v in hypers.items()},
+                )
         self.batches += len(chunk.hypers)
         self.terminal.advance(self.batches)
         self._note_bad([bad for report in reports for bad in report.bad_images])
