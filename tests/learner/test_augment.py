@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.data.augment import Augment, crop_flip, draws
+from learner.data.augment import Augment, crop_flip, crop_pixels, crop_slices, draws
 from learner.errors import UsageError
 
 seeds = st.integers(0, 2**63)
@@ -89,3 +89,15 @@ def test_validation_takes_the_centre(size, more_height, more_width) -> None:
 def test_a_crop_larger_than_the_pictures_is_refused(training: bool) -> None:
     with pytest.raises(UsageError, match="crop of 9 is larger than the pictures, 12x8"):
         Augment(9, 0)(pictures(1, 12, 8), training, 0)
+
+
+def test_pixels_and_slices_crop_alike() -> None:
+    "What a GPU does and what a CPU does."
+    x, generator = pictures(9, 13, 17), torch.Generator().manual_seed(0)
+    top, left = torch.randint(0, 6, (9,), generator=generator), torch.randint(0, 10, (9,), generator=generator)
+    mirrored = torch.rand(9, generator=generator) < 0.5
+    assert mirrored.any() and not mirrored.all()
+    expected = crop_slices(x, top, left, mirrored, 8)
+    assert torch.equal(crop_pixels(x, top, left, mirrored, 8), expected)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert crop_pixels(x[:0], nothing, nothing, nothing.bool(), 8).shape == (0, 8, 8, 3)
