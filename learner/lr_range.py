@@ -12,9 +12,9 @@ class RangeTest:
     `diverged` after a loss that is not finite, or once the smoothed loss is over 4 times its best.
     """
 
-    smoothing = 0.9
+    smoothing, steps = 0.9, 100
 
-    def __init__(self, start: float = 1e-6, end: float = 10.0, n_steps: int = 100) -> None:
+    def __init__(self, start: float = 1e-6, end: float = 10.0, n_steps: int = steps) -> None:
         self.planned = [start * (end / start) ** (i / (n_steps - 1)) for i in range(n_steps)]
         self.losses: list[float] = []
         self.smoothed: list[float] = []

@@ -69,5 +69,5 @@ def check_name(name: str) -> None:
     "Raise UsageError, with the names there are, if `name` is no model."
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(f"model {name!r} is unknown{hint}; known are {', '.join(MODELS)}")

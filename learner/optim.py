@@ -118,5 +118,5 @@ def check_optimizer(name: str) -> None:
     "Raise UsageError, with the names there are, if `name` is no optimizer."
     if name not in OPTIMIZERS:
         close = difflib.get_close_matches(name, OPTIMIZERS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(f"optimizer {name!r} is unknown{hint}; known are {', '.join(OPTIMIZERS)}")

@@ -92,6 +92,8 @@ def _gpu_request(config: Config, visible: int) -> tuple[int, tuple[int, ...] | N
     if not re.fullmatch(r"\d+(,\d+)*,?", config.gpus):
         raise UsageError(f"--gpus {config.gpus} is neither a count (4), nor ids (0,2), nor all")
     ids = tuple(int(number) for number in config.gpus.strip(",").split(","))
+    if not visible:
+        raise UsageError(f"--gpus {config.gpus}: no GPU is visible; train on CPUs with --cpus {len(ids)}")
     if len(set(ids)) < len(ids) or max(ids) >= visible:
         raise UsageError(f"--gpus {config.gpus}: ids must differ and be below {visible}, the number of visible GPUs")
     return len(ids), ids

@@ -14,11 +14,11 @@ def run(config: Config) -> dict[str, float | None]:
     "Test rates on the data, model and workers of `config`; what each rule suggests."
     from learner.figures import lr_curve
     from learner.lr_range import suggest
-    from orchestrator.lr_finder import range_test, suggestion
+    from orchestrator.lr_finder import suggestion
     from orchestrator.session import open_session
 
     with open_session(config) as session:
-        test = range_test(session.plan, session.gang)
+        test = session.range_test()
         best, found = suggestion(test), suggest(test)
         session.show_range_test(test, best)
         folder = session.folder.path

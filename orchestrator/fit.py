@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.best import Best
 from orchestrator.driver import Place, Stopped, train
-from orchestrator.lr_finder import range_test, suggestion
+from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing
 from orchestrator.session import Session
 from orchestrator.stop import Interrupted, Stop
@@ -50,7 +50,7 @@ def fit(session: Session) -> dict[str, Any]:
 
 def find_rate(session: Session) -> float:
     "The rate that the LR finder suggests; its curve goes into TensorBoard."
-    test = range_test(session.plan, session.gang)
+    test = session.range_test()
     rate = suggestion(test)
     print(f"LR finder: {len(test.losses)} steps, suggestion {rate:.3g}; training goes on at that rate\n", flush=True)
     session.show_range_test(test, rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cluster.gang import Gang
 from cluster.worker import Chunk
@@ -14,8 +14,8 @@ from orchestrator.tally import step_losses
 CHUNK = 5  # steps between two looks at the loss
 
 
-def range_test(plan: Plan, gang: Gang) -> RangeTest:
-    """Raise the rate over the plan's global batches until the loss diverges.
+def range_test(plan: Plan, gang: Gang, on_step: Callable[[int], None] = lambda done: None) -> RangeTest:
+    """Raise the rate over the plan's global batches until the loss diverges, saying how many steps are done.
 
     Afterwards every rank is as it was before; UserError where a fingerprint says otherwise.
     """
@@ -25,6 +25,7 @@ def range_test(plan: Plan, gang: Gang) -> RangeTest:
         for loss in step_losses(reports):
             if not test.finished:
                 test.add(loss)
+        on_step(len(test.losses))
     gang.call("restore")
     after = fingerprint(gang, "after the LR finder")
     if after != before:

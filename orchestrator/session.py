@@ -28,6 +28,7 @@ from orchestrator.build import (
 from orchestrator.config import Config
 from orchestrator.driver import Plan
 from orchestrator.initial import start_from
+from orchestrator.lr_finder import range_test
 from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint
 from orchestrator.run_folder import RunFolder
 from orchestrator.summary import default_name, report_configuration
@@ -65,6 +66,13 @@ class Session:
         if len(images):
             titles = [self.split.vocab.classes[target] for target in targets]
             self.tracker.figure("train/samples", image_grid(images, titles))
+
+    def range_test(self) -> RangeTest:
+        "The learning-rate range test across the gang, under a bar."
+        self.tracker.terminal.open_bar(RangeTest.steps)
+        test = range_test(self.plan, self.gang, self.tracker.terminal.advance)
+        self.tracker.terminal.close_bar()
+        return test
 
     def show_range_test(self, test: RangeTest, suggestion: float) -> None:
         "Put the LR finder's curve into TensorBoard."

@@ -26,6 +26,11 @@ class Terminal:
         if self.bar is not None and done:
             self.bar.update(done)
 
+    def close_bar(self) -> None:
+        "Wipe the bar, and forget it."
+        self.clear()
+        self.bar = None
+
     def row(self, cells: Sequence[str]) -> None:
         "Print one line of the table."
         self.write("".join(f"{cell:<12}" for cell in cells).rstrip())

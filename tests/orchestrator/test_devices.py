@@ -53,7 +53,7 @@ REFUSED = [
     ({"gpus": "0"}, 4, "--gpus 0: ask for 1 or more, or train on CPUs with --cpus N"),
     ({"gpus": "0,4"}, 4, "--gpus 0,4: ids must differ and be below 4"),
     ({"gpus": "1,1"}, 4, "--gpus 1,1: ids must differ"),
-    ({"gpus": "0,"}, 0, "be below 0, the number of visible GPUs"),
+    ({"gpus": "0,"}, 0, "no GPU is visible; train on CPUs with --cpus"),
     ({"gpus": "-1"}, 4, "--gpus -1 is neither a count"),
     ({"gpus": "two"}, 4, "--gpus two is neither a count .4., nor ids .0,2., nor all"),
     ({"gpus": ""}, 4, "neither a count"),
