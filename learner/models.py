@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from itertools import pairwise
 
-from learner.errors import UsageError
+from learner.errors import UsageError, did_you_mean
 from learner.layers import Activation, AdaptivePool, ConvLayer, Linear
 from learner.module import Module, Sequential
 from learner.resnet import resnet18, resnet34, resnet50
@@ -68,6 +67,5 @@ def build(name: str, n_in: int, n_out: int) -> Module:
 def check_name(name: str) -> None:
     "Raise UsageError, with the names there are, if `name` is no model."
     if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = did_you_mean(name, MODELS)
         raise UsageError(f"model {name!r} is unknown{hint}; known are {', '.join(MODELS)}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from learner.errors import UsageError
+from learner.errors import UsageError, did_you_mean
 from learner.optimizer import Groups, Optimizer, Part, Rate, Reduce, hyperparameters
 from learner.steppers import (
     adam_grad,
@@ -117,6 +116,5 @@ def make_optimizer(
 def check_optimizer(name: str) -> None:
     "Raise UsageError, with the names there are, if `name` is no optimizer."
     if name not in OPTIMIZERS:
-        close = difflib.get_close_matches(name, OPTIMIZERS, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = did_you_mean(name, OPTIMIZERS)
         raise UsageError(f"optimizer {name!r} is unknown{hint}; known are {', '.join(OPTIMIZERS)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.errors import UserError
+from learner.errors import UserError, did_you_mean
 from learner.module import Parameter
 from learner.steppers import State
 
@@ -152,8 +151,7 @@ class Optimizer:
 def _checked(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     unknown = [name for name in given if name not in defaults]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], defaults, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = did_you_mean(unknown[0], defaults)
         raise UserError(f"hyperparameter {unknown[0]!r} is unknown{hint}; this optimizer has {', '.join(defaults)}")
     values = {**defaults, **given}
     if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
