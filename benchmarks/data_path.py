@@ -64,13 +64,14 @@ def train(gang: LocalGang, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> 
     "The bare steps: forward, backward, update, on the worker's own model."
     learner = gang.worker.learner
     learner.model.training = True
-    gang.worker.reducer.n_local = len(batches[0][1])
+    gang.worker.reducer.tail[0] = len(batches[0][1])
     for learner.batch in batches:
         learner.predict()
         learner.get_loss()
         learner.backward()
         learner.step()
         learner.zero_grad()
+    gang.worker.reducer.reset()
 
 
 def run() -> str:

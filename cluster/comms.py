@@ -22,11 +22,12 @@ class PeerLost(Exception):
 
 
 class Comm(Protocol):
-    "What a rank may ask of the others; `seconds` is the time spent waiting for them so far."
+    "What a rank may ask of the others; `seconds` is the time spent on it so far, `waiting` whether it is at it now."
 
     rank: int
     world_size: int
     seconds: float
+    waiting: bool
 
     def sum_(self, tensor: Tensor) -> None:
         "Replace `tensor` (any shape and dtype, equal on all ranks) by its sum over all ranks."
@@ -44,7 +45,7 @@ class Comm(Protocol):
 class Solo:
     "One rank alone: each collective is the identity."
 
-    rank, world_size, seconds = 0, 1, 0.0
+    rank, world_size, seconds, waiting = 0, 1, 0.0, False
 
     def sum_(self, tensor: Tensor) -> None:
         "Nothing to add."
@@ -84,6 +85,29 @@ class Store:
             host, self.meeting.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
         )
 
+    def read(self, key: str) -> bytes:
+        "What a rank has written under that key; nothing if it has not."
+        return self._store.get(key) if self._store.check([key]) else b""
+
+    def write(self, key: str, value: str) -> None:
+        "Leave something for a rank to read."
+        self._store.set(key, value)
+
+
+class StoreClient:
+    "A rank's own line to the Store, which a thread of its own may use. Raises PeerLost if the store is gone."
+
+    def __init__(self, meeting: Meeting) -> None:
+        self._store = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=timedelta(seconds=10))
+
+    def exchange(self, key: str, value: str, question: str) -> bool:
+        "Write `value` under `key`, and say whether `question` was written by somebody."
+        try:
+            self._store.set(key, value)
+            return bool(self._store.check([question]))
+        except RuntimeError as error:
+            raise PeerLost(f"the driver's store is gone: {error}") from error
+
 
 class Group:
     """Many ranks, one process each: `backend` is nccl (a GPU a rank) or gloo (CPU; GPUs too, shared if need be).
@@ -92,7 +116,7 @@ class Group:
     """
 
     def __init__(self, rank: int, world_size: int, meeting: Meeting, backend: str) -> None:
-        self.rank, self.world_size, self.seconds = rank, world_size, 0.0
+        self.rank, self.world_size, self.seconds, self.waiting = rank, world_size, 0.0, False
         if meeting.host.startswith("127."):
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
@@ -122,9 +146,10 @@ class Group:
             dist.destroy_process_group()
 
     def _wait(self, collective: Callable[[], Any]) -> None:
-        started = time.perf_counter()
+        started, self.waiting = time.perf_counter(), True
         try:
             collective()
         except (RuntimeError, ValueError) as error:
             raise PeerLost(f"rank {self.rank} lost touch with the others: {error}") from error
-        self.seconds += time.perf_counter() - started
+        finally:
+            self.seconds, self.waiting = self.seconds + time.perf_counter() - started, False

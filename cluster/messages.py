@@ -76,17 +76,31 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank did in a chunk: per batch its sum of losses and its count, in all its sums and counts.
+    """What a rank knows of a chunk that is done.
 
-    `seconds` has the chunk's total, and of it the time waiting for data and for communication. `outcomes` are those of
-    its validation samples, where the job asks for them.
+    `batches` are, by name, the sums over the samples of each global batch, all ranks' together: "count", "loss" and
+    the metrics. `own` is how many samples were the rank's; `seconds` has the chunk's total, and of it the time waiting
+    for data and for communication. `outcomes` are those of its own validation samples, where the job asks for them.
     """
 
     rank: int
     chunk: Chunk
-    losses: list[float]
-    counts: list[int]
-    sums: Sums
+    batches: Mapping[str, list[float]]
+    own: int
     seconds: dict[str, float]
     bad_images: list[tuple[str, str]] = field(default_factory=list)
     outcomes: Outcomes | None = None
+
+    @property
+    def counts(self) -> list[float]:
+        "The samples of each global batch."
+        return self.batches["count"]
+
+    @property
+    def losses(self) -> list[float]:
+        "The mean loss of each global batch; NaN for one without samples."
+        return [loss / n if n else float("nan") for loss, n in zip(self.batches["loss"], self.counts)]
+
+    def sums(self) -> Sums:
+        "The sums over the chunk, each with its count."
+        return {name: (sum(column), sum(self.counts)) for name, column in self.batches.items() if name != "count"}

@@ -2,53 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from learner.callbacks.track import TrackResults
-from learner.learner import Learner
+from cluster.comms import Comm
+from cluster.reducer import GradientSum
+from learner.callbacks.track import Metric
+from learner.learner import Callback, Learner
 from learner.losses import cross_entropy
+from learner.metrics import accuracy
+
+METRICS: dict[str, Metric] = {"accuracy": accuracy}
+NAMES = ("count", "loss", *METRICS)  # what is summed over the samples of each global batch
 
 
 class RankLearner(Learner):
-    """A Learner whose loss is a sum over its samples, which the step divides by the number of all ranks' samples.
-
-    A batch may come in parts; `first_part` and `last_part` say where this one stands.
-    """
+    "A Learner whose loss is a sum over its samples, which the step divides by the number of all ranks' samples."
 
     label_smoothing = 0.0
-    first_part = True
 
     def get_loss(self) -> None:
         "`preds` and targets to the sum of losses; 0 where this rank has no samples. Only training smooths labels."
         smoothing = self.label_smoothing if self.model.training else 0.0
         self.loss = cross_entropy(self.preds, self.batch[1], "sum", smoothing)
 
-    def loss_total(self) -> Tensor:
-        "The sum that the loss already is."
-        return self.loss.detach()
 
+class RankResults(Callback):
+    """Sums `NAMES` over the samples of each global batch, of all ranks, and keeps them on the device.
 
-class RankResults(TrackResults):
-    "TrackResults that leaves averages and tables to the driver, which has all ranks' sums."
+    In training they go with the gradients (the reducer's tail): whoever did a step knows what it came to for all, also
+    if another rank is gone a moment later. In validation, `share` adds all batches up at the end.
+    """
 
-    learner: RankLearner
+    order = 20  # behind MixedPrecision, which gives predictions 32 bits
 
-    def before_fit(self) -> None:
-        "No table here."
+    def __init__(self, reducer: GradientSum) -> None:
+        self.reducer = reducer
+        self.reset()
 
-    def before_epoch(self) -> None:
-        "Sums are per chunk here."
+    def reset(self) -> None:
+        "Forget the batches so far."
+        self.batches: list[Tensor] = []
+        self.own = 0
 
-    def after_batch(self) -> None:
-        "Note a batch, or add a further part to the batch that it belongs to."
-        super().after_batch()
-        if not self.learner.first_part:
-            columns: list[list[Any]] = [self.losses, self.ns, *self.sums.values()]
-            for column in columns:
-                last = column.pop()
-                column[-1] = column[-1] + last
+    def after_loss(self) -> None:
+        "Add up this batch, or part of one."
+        preds, targets = self.preds.detach(), self.batch[1]
+        metrics = [metric(preds, targets) for metric in METRICS.values()]
+        self.own += len(targets)
+        loss = self.learner.loss.detach()
+        numbers = [loss.new_full((), len(targets)), loss, *(metric.to(loss.dtype) for metric in metrics)]
+        if self.model.training:
+            self.reducer.tail.add_(torch.stack(numbers))
+        else:
+            self.batches.append(torch.stack(numbers).double())
 
-    def after_epoch(self) -> None:
-        "No averages here."
+    def after_step(self) -> None:
+        "Keep what the step came to."
+        self.batches.append(self.reducer.take_tail().double())
+
+    def share(self, comm: Comm) -> None:
+        "Add up all ranks' batches of a validation."
+        total = torch.stack(self.batches)
+        comm.sum_(total)
+        self.batches = list(total)
+
+    def columns(self) -> Mapping[str, list[float]]:
+        "By name, the sums of each batch."
+        rows = torch.stack(self.batches).T.tolist() if self.batches else [[] for _ in NAMES]
+        return dict(zip(NAMES, rows))

@@ -37,6 +37,10 @@ class LocalBatches:
             return Dataset(labelled, self.job.presize, self.job.channels)
         return StoredDataset(labelled, self.job.presize, self.store, 0 if train else len(self.job.train))
 
+    def sit(self, rank: int, world_size: int) -> None:
+        "Have another rank's samples from the next `open` on."
+        self.rank, self.world_size, self._next = rank, world_size, None
+
     def open(self, chunk: Chunk) -> Iterator[tuple[Readable, LocalPart]]:
         "The stream at the chunk's first batch: samples, at their rows in the global batch, and which are this rank's."
         if self._next != (chunk.train, chunk.epoch, chunk.first):

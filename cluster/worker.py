@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from cluster.comms import Comm
 from cluster.messages import Chunk, Job, Report
-from cluster.rank_learner import RankLearner, RankResults
+from cluster.rank_learner import NAMES, RankLearner, RankResults
 from cluster.reducer import GradientSum
 from cluster.shards import LocalPart
 from cluster.stream import LocalBatches
@@ -28,9 +29,9 @@ from learner.data.loader import Readable, collate_readable, epoch_order
 from learner.data.warp import Warp, make_augment
 from learner.errors import UserError
 from learner.groups import body_and_head, layer_groups, one_group
+from learner.interpret import Outcomes
 from learner.learner import Callback, Learner
 from learner.models import build
-from learner.module import Module
 from learner.optim import make_optimizer
 
 
@@ -57,68 +58,96 @@ def callbacks(job: Job, device: torch.device) -> list[Callback]:
     return chosen
 
 
-class Worker:
-    "Trains one rank's part of each global batch; knows its rank and what it is told, and decides nothing."
+def own_bad(batch: Readable, part: LocalPart) -> list[tuple[str, str]]:
+    "The unreadable files among a rank's own samples; the others it loads are another rank's to report."
+    own = int((batch.rows < part.mine.stop).logical_and(batch.rows >= part.mine.start).sum())
+    return list(batch.bad[: len(part.mine) - own])
 
-    def __init__(self, job: Job, comm: Comm, device: torch.device, loader_threads: int) -> None:
-        self.job, self.comm, self.device = job, comm, device
+
+class Worker:
+    """Trains one rank's part of each global batch; knows its rank and what it is told, and decides nothing.
+
+    A worker that is `joining` others at work begins without a word to them: what they hold comes by `load`.
+    """
+
+    def __init__(self, job: Job, comm: Comm, device: torch.device, loader_threads: int, joining: bool = False) -> None:
+        self.job, self.device, self.threads = job, device, loader_threads
         torch.manual_seed(job.seed)
         model = build(job.arch, job.channels, job.n_classes).to(device)
-        self._share(model)
-        self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
-        self.results = RankResults()
+        model.load_state_dict(model.state_dict() | {name: torch.tensor(array) for name, array in job.weights.items()})
+        if not joining:
+            for tensor in model.state_dict().values():
+                comm.broadcast_(tensor)
         splitter = body_and_head if job.fine_tune else one_group
+        groups = layer_groups(model, splitter)
+        self.reducer = GradientSum([p for group in groups for p in group], comm, len(NAMES))
+        self.results = RankResults(self.reducer)
         self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
         self.learner.label_smoothing = job.label_smoothing
-        groups = layer_groups(model, splitter)
-        self.reducer = GradientSum([p for group in groups for p in group], comm)
         self.learner("before_fit")
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
+        if not job.sync_batchnorm:
+            self.learner.opt.then(self._average_buffers)
         self.learner("after_opt")
-        if job.fine_tune:
-            self.freeze_to(-1)
+        self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
+        self.chunk = Chunk(True, 0, 0, 0, ())
+        self.moves, self.doing = 0, "nothing"
+        self.frozen: bool | None = None  # the body, where it is fine-tuned: the hyperparameters of each step say
+        self.join(comm)
 
-    def _share(self, model: Module) -> None:
-        "Start from the job's weights where it has some, and from rank 0's; let BatchNorm see the global batch."
-        given = {name: torch.tensor(array) for name, array in self.job.weights.items()}
-        model.load_state_dict(model.state_dict() | given)
-        for tensor in model.state_dict().values():
-            self.comm.broadcast_(tensor)
-        if self.job.sync_batchnorm and self.comm.world_size > 1:
-            for module in model.modules():
-                if isinstance(module, BatchNorm):
-                    module.sum_ = self.comm.sum_
+    def join(self, comm: Comm) -> None:
+        "From now on, be the rank of that group that it says; let BatchNorm see the global batch."
+        self.comm = self.reducer.comm = comm
+        self.data.sit(comm.rank, comm.world_size)
+        for module in self.learner.model.modules():
+            if isinstance(module, BatchNorm) and self.job.sync_batchnorm:
+                module.sum_ = comm.sum_ if comm.world_size > 1 else None
 
     def run(self, chunk: Chunk) -> Report:
         "Go through the chunk's batches; raises UserError for an image that can't be read, unless the job skips those."
-        started, waited = time.perf_counter(), self.comm.seconds
         self._enter(chunk)
         stream = self.data.open(chunk)
-        bad: list[tuple[str, str]] = []
-        data_seconds = 0.0
         for number, hypers in enumerate(chunk.hypers):
-            self.learner.num = chunk.first + number
+            self._say("data")
             asked = time.perf_counter()
             batch, part = next(stream)
-            data_seconds += time.perf_counter() - asked
+            self.data_seconds += time.perf_counter() - asked
             refuse_bad(batch.bad, self.job.skip_bad_images)
-            own = int((batch.rows < part.mine.stop).logical_and(batch.rows >= part.mine.start).sum())
-            bad += batch.bad[: len(part.mine) - own]  # the others are another rank's to report
-            self._step(batch, part, own, hypers)
-        losses = torch.stack(self.results.losses).double().tolist()
-        seconds = {
-            "total": time.perf_counter() - started,
-            "data": data_seconds,
-            "communication": self.comm.seconds - waited,
-        }
-        counts, sums = list(self.results.ns), self.results.totals()
-        outcomes = next((cb.take() for cb in self.learner.cbs if isinstance(cb, KeepOutcomes)), None)
-        return Report(self.comm.rank, chunk, losses, counts, sums, seconds, bad, outcomes)
+            self._say("computing")
+            self.learner.num = chunk.first + number
+            self._batch(batch, part, hypers)
+            self.bad += own_bad(batch, part)
+        if not chunk.train:
+            self.results.share(self.comm)
+        return self.report()
+
+    def report(self) -> Report:
+        "What is done of the chunk that `run` was given last: after a failure in training, its whole steps."
+        columns = self.results.columns()
+        chunk = replace(self.chunk, hypers=self.chunk.hypers[: len(columns["count"])])
+        total, waited = time.perf_counter() - self.started, self.comm.seconds - self.waited
+        seconds = {"total": total, "data": self.data_seconds, "communication": waited}
+        return Report(self.comm.rank, chunk, columns, self.results.own, seconds, list(self.bad), self._outcomes())
+
+    def _say(self, doing: str) -> None:
+        "Keep for whoever watches what this rank does now."
+        self.moves, self.doing = self.moves + 1, doing
+
+    @property
+    def step(self) -> int:
+        "Optimizer steps done."
+        return self.learner.global_step
+
+    def _outcomes(self) -> Outcomes | None:
+        return next((cb.take() for cb in self.learner.cbs if isinstance(cb, KeepOutcomes)), None)
 
     def _enter(self, chunk: Chunk) -> None:
-        "Set the Learner to the chunk's place."
+        "Set the Learner to the chunk's place, and begin to count."
+        self.chunk, self.bad, self.data_seconds = chunk, list[tuple[str, str]](), 0.0
+        self.started, self.waited = time.perf_counter(), self.comm.seconds
         self.learner.epoch, self.learner.global_step = chunk.epoch, chunk.step
         self.results.reset()
+        self._outcomes()
         self._turn_to(chunk.train)
 
     def _turn_to(self, training: bool) -> None:
@@ -128,26 +157,42 @@ class Worker:
             self.learner.model.training = training
             self.learner("before_epoch")
 
-    def _step(self, batch: Readable, part: LocalPart, own: int, hypers: dict[str, float]) -> None:
-        "One global batch, of which `batch` has this rank's `own` samples, and behind them those they are mixed with."
-        learner, n = self.learner, len(batch.targets)
-        self.reducer.n_local = own
+    def _batch(self, batch: Readable, part: LocalPart, hypers: dict[str, float]) -> None:
+        "One global batch, of which `batch` has this rank's samples, and behind them those they are mixed with."
         self._set(hypers, part)
+        before = [buffer.clone() for buffer in self.learner.model.buffers()] if self.learner.model.training else []
+        try:
+            self._parts(batch)
+        except BaseException:
+            self._undo(before)
+            raise
+
+    def _parts(self, batch: Readable) -> None:
+        "The batch in as many parts as the job says, and behind the last of them the step."
+        learner, n = self.learner, len(batch.targets)
         parts = self.job.accumulate if learner.model.training else 1
         cuts = [n * i // parts for i in range(parts + 1)]
         for number, (low, high) in enumerate(pairwise(cuts)):
-            learner.first_part, learner.last_part = number == 0, number == parts - 1
+            learner.last_part = number == parts - 1
             learner.batch = batch.inputs[low:high], batch.targets[low:high]
             learner.rows = batch.rows[low:high]
             learner.one_batch()
-        if learner.model.training and not self.job.sync_batchnorm:
-            self._average_buffers()
+
+    @torch.no_grad()
+    def _undo(self, before: list[Tensor]) -> None:
+        "Be as before the batch that failed: an update comes behind all that can fail, BatchNorm's statistics do not."
+        for buffer, old in zip(self.learner.model.buffers(), before):
+            buffer.copy_(old)
+        self.reducer.reset()
 
     def _set(self, hypers: dict[str, float], part: LocalPart) -> None:
         "Tell the optimizer, and the callbacks that change pictures, what this step is about."
         numbers = dict(hypers)
         size, body = numbers.pop("size", None), numbers.pop("body_lr", None)
         self.learner.opt.set(**numbers)
+        if self.job.fine_tune and hypers and self.frozen != (body is None):
+            self.frozen = body is None
+            self.learner.freeze_to(-1 if self.frozen else 0)
         if body is not None:
             self.learner.opt.set(lr=[body, numbers["lr"]])
         for cb in self.learner.cbs:
@@ -156,11 +201,19 @@ class Worker:
             if size and isinstance(cb, SetupLearner) and isinstance(cb.augment, Warp):
                 cb.augment.train_size = int(size)
 
-    def _average_buffers(self) -> None:
+    def _average_buffers(self, params: object) -> None:
         "With statistics of local batches, running ones are averaged: their updates are linear, so all is kept."
         for buffer in self.learner.model.buffers():
             self.comm.sum_(buffer)
             buffer.div_(self.comm.world_size)
+
+    def unreadable(self, chunk: Chunk, rank: int, world_size: int) -> list[tuple[str, str]]:
+        "The images of a chunk that a rank which is gone has left out, files and reasons."
+        data = LocalBatches(self.job, rank, world_size, self.threads)
+        stream = data.open(chunk)
+        found = [bad for _ in chunk.hypers for bad in own_bad(*next(stream))]
+        data.close()
+        return found
 
     def _states(self) -> list[dict[str, Tensor]]:
         "All that training changes, as training sees it: the model, the optimizer, and what callbacks keep."
@@ -168,39 +221,25 @@ class Worker:
         kept = [cb.state_dict() for cb in self.learner.cbs]
         return [self.learner.model.state_dict(), self.learner.opt.state_dict(), *kept]
 
-    def save(self) -> None:
-        "Keep a copy of all that training changes, in memory."
-        self._saved = [{name: t.clone() for name, t in state.items()} for state in self._states()]
-
-    def restore(self) -> None:
-        "Go back to what `save` kept."
-        model, opt, *kept = self._saved
-        self.learner.model.load_state_dict(model)
-        self.learner.opt.load_state_dict(opt)
-        for cb, state in zip(self.learner.cbs, kept, strict=True):
-            cb.load_state_dict(state)
-        self.reducer.flat.zero_()
-
-    def freeze_to(self, n: int) -> None:
-        "Train layer groups from `n` on alone, BatchNorm apart."
-        self.learner.freeze_to(n)
-
     def snapshot(self) -> dict[str, np.ndarray]:
         "A copy of all that training changes, by names that say whose it is."
         states = enumerate(self._states())
         return {f"{n}/{name}": t.cpu().numpy().copy() for n, state in states for name, t in state.items()}
 
     def load(self, snapshot: dict[str, np.ndarray]) -> None:
-        "Take over what `snapshot` of another worker, or of this one in another life, gave."
-        self.save()
-        saved: list[dict[str, Tensor]] = [{} for _ in self._saved]
+        "Take over what `snapshot` of another worker, or of this one at another time, gave."
+        states: list[dict[str, Tensor]] = [{} for _ in self._states()]
         for full_name, array in snapshot.items():
             number, _, name = full_name.partition("/")
-            if not number.isdigit() or int(number) >= len(saved):
+            if not number.isdigit() or int(number) >= len(states):
                 raise UserError(f"a checkpoint has {full_name!r}, which this model and these options have no place for")
-            saved[int(number)][name] = torch.from_numpy(array.copy()).to(self.device)
-        self._saved = saved
-        self.restore()
+            states[int(number)][name] = torch.from_numpy(array.copy()).to(self.device)
+        model, opt, *kept = states
+        self.learner.model.load_state_dict(model)
+        self.learner.opt.load_state_dict(opt)
+        for cb, state in zip(self.learner.cbs, kept, strict=True):
+            cb.load_state_dict(state)
+        self.reducer.reset()
 
     def fingerprint(self) -> str:
         "A checksum of all bits that training changes: equal on all ranks, or something is wrong."

@@ -13,7 +13,7 @@ from cluster.worker import Chunk, Report
 from learner.data.sizes import Sizes
 from learner.errors import UserError
 from learner.schedule import SCHEDULES, cosine, one_cycle, one_cycle_momentum
-from orchestrator.tally import Tally, step_losses
+from orchestrator.tally import Tally
 from orchestrator.tracker import Tracker
 
 OnEpoch = Callable[[dict[str, Any]], bool]
@@ -160,10 +160,9 @@ def one_pass(
 
 def refuse_nan(reports: Sequence[Report]) -> None:
     "Stop a run whose loss is no longer a number: all later steps would be lost."
-    chunk = reports[0].chunk
-    for number, loss in enumerate(step_losses(reports)):
-        counted = sum(report.counts[number] for report in reports)
-        if counted and not math.isfinite(loss):
+    chunk, counts = reports[0].chunk, reports[0].counts
+    for number, loss in enumerate(reports[0].losses):
+        if counts[number] and not math.isfinite(loss):
             rate = chunk.hypers[number]["lr"]
             raise UserError(
                 f"the loss became {loss} at step {chunk.step + number} (learning rate {rate:g}); "
@@ -189,8 +188,6 @@ def train(
     paces = {True: Pace(), False: Pace()}
     for epoch in range(place.epoch, plan.epochs):
         here = place if epoch == place.epoch else Place(epoch)
-        if plan.frozen_epochs:
-            gang.call("freeze_to", -1 if epoch < plan.frozen_epochs else 0)
         learned = one_pass(plan, gang, tracker, True, here, paces[True], stop)
         fingerprint(gang, f"after epoch {epoch}")
         try:

@@ -9,7 +9,6 @@ from cluster.worker import Chunk
 from learner.errors import UserError
 from learner.lr_range import RangeTest, minimum
 from orchestrator.driver import Plan, fingerprint
-from orchestrator.tally import step_losses
 
 CHUNK = 5  # steps between two looks at the loss
 
@@ -20,13 +19,13 @@ def range_test(plan: Plan, gang: Gang, on_step: Callable[[int], None] = lambda d
     Afterwards every rank is as it was before; UserError where a fingerprint says otherwise.
     """
     test, before = RangeTest(), fingerprint(gang, "before the LR finder")
-    gang.call("save")
+    kept = gang.call_first("snapshot")
     for reports in gang.stream(_chunks(plan, test)):
-        for loss in step_losses(reports):
+        for loss in reports[0].losses:
             if not test.finished:
                 test.add(loss)
         on_step(len(test.losses))
-    gang.call("restore")
+    gang.call("load", kept)
     after = fingerprint(gang, "after the LR finder")
     if after != before:
         raise UserError(f"the LR finder did not restore the workers: fingerprint {after}, before it {before}")

@@ -8,21 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.worker import Report
-from learner.metrics import Sums, means, merge
-
-
-def step_losses(reports: Sequence[Report]) -> list[float]:
-    "The global batches' mean losses in a chunk, from all ranks' sums and counts; NaN for a batch without samples."
-    totals = zip(*(report.losses for report in reports))
-    counts = zip(*(report.counts for report in reports))
-    return [sum(total) / sum(n) if sum(n) else float("nan") for total, n in zip(totals, counts)]
+from learner.metrics import means
 
 
 class Tally:
     "What all ranks did in one pass over the training or validation set."
 
     def __init__(self) -> None:
-        self.sums: Sums = {}
+        self.totals: dict[str, float] = defaultdict(float)
         self.bad_images: list[tuple[str, str]] = []
         self.samples: dict[int, int] = defaultdict(int)
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -30,17 +23,13 @@ class Tally:
         self.elapsed = 0.0
 
     def add(self, reports: Sequence[Report]) -> None:
-        "Take one chunk's reports, one of each rank."
-        before = self.sums.get("loss", (0.0, 0.0))[0]
-        merged = merge([report.sums for report in reports])
-        self.sums = merge([self.sums, merged]) if self.sums else merged
-        # batch by batch, so that the sum does not depend, in its last digits, on how batches came in chunks
-        for losses in zip(*(report.losses for report in reports)):
-            before += sum(losses)
-        self.sums["loss"] = (before, self.sums["loss"][1])
+        "Take a chunk's reports, one of each rank that is there."
+        # batch by batch, so that no sum depends, in its last digits, on how batches came in chunks
+        for name, column in reports[0].batches.items():
+            self.totals[name] = sum(column, self.totals[name])
         for report in reports:
             self.bad_images += report.bad_images
-            self.samples[report.rank] += sum(report.counts)
+            self.samples[report.rank] += report.own
             for part, seconds in report.seconds.items():
                 self.seconds[report.rank][part] += seconds
         self.elapsed = time.perf_counter() - self.started
@@ -48,18 +37,18 @@ class Tally:
     @property
     def count(self) -> int:
         "Samples seen by all ranks."
-        return sum(self.samples.values())
+        return round(self.totals["count"])
 
     def as_json(self) -> dict[str, Any]:
         "For a checkpoint."
         ranks = {"samples": self.samples, "seconds": self.seconds}
-        return {"sums": self.sums, "bad_images": self.bad_images, "elapsed": self.elapsed, **ranks}
+        return {"totals": self.totals, "bad_images": self.bad_images, "elapsed": self.elapsed, **ranks}
 
     @classmethod
     def of_json(cls, saved: Mapping[str, Any]) -> Tally:
         "What `as_json` wrote, with the clock running on."
         tally = cls()
-        tally.sums = {key: (float(total), float(count)) for key, (total, count) in saved["sums"].items()}
+        tally.totals.update({str(name): float(total) for name, total in saved["totals"].items()})
         tally.bad_images = [(str(file), str(reason)) for file, reason in saved["bad_images"]]
         tally.samples.update({int(rank): int(n) for rank, n in saved["samples"].items()})
         for rank, parts in saved["seconds"].items():
@@ -70,7 +59,8 @@ class Tally:
 
     def means(self) -> dict[str, float]:
         "Loss and metrics per sample."
-        return means(self.sums)
+        sums = {name: (total, self.totals["count"]) for name, total in self.totals.items() if name != "count"}
+        return means(sums)
 
     def images_per_second(self) -> float:
         "Of all ranks, by the driver's clock."

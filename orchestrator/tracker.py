@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cluster.worker import Report
 from learner.metrics import accuracy
 from orchestrator.run_folder import RunFolder
-from orchestrator.tally import Tally, step_losses
+from orchestrator.tally import Tally
 from orchestrator.terminal import Terminal
 
 METRIC = accuracy.__name__
@@ -46,7 +46,7 @@ class Tracker:
         "Note one chunk of all ranks: per step its loss and hyperparameters, and the images that were left out."
         chunk = reports[0].chunk
         if chunk.train:
-            for number, (loss, hypers) in enumerate(zip(step_losses(reports), chunk.hypers)):
+            for number, (loss, hypers) in enumerate(zip(reports[0].losses, chunk.hypers)):
                 self._scalars(
                     chunk.step + number,
                     {"train/loss": loss, "train/momentum": 0.0} | {f"train/{k}": v for k, v in hypers.items()},

@@ -23,7 +23,7 @@ class Outcome:
     "What a run came to: each step's global loss and count, the validation's sums, what all ranks hold at the end."
 
     losses: list[float]
-    counts: list[int]
+    counts: list[float]
     trained: Sums
     valid: Sums
     bad: list[tuple[str, str]]
@@ -60,12 +60,12 @@ def drive() -> Drive:
             for train in (True, False):
                 for reports in gang.stream(chunks(job, train, epoch, length)):
                     assert [report.rank for report in reports] == list(range(gang.world_size))
-                    parts[train].append(merge([report.sums for report in reports]))
+                    assert all(report.batches == reports[0].batches for report in reports), "what all know"
+                    parts[train].append(reports[0].sums())
                     bad += [image for report in reports for image in report.bad_images]
                     if train:
-                        n = [sum(column) for column in zip(*(report.counts for report in reports))]
-                        losses += [sum(c) / k for c, k in zip(zip(*(report.losses for report in reports)), n)]
-                        counts += n
+                        losses += reports[0].losses
+                        counts += reports[0].counts
         sums = {train: merge(parts[train]) for train in parts}
         return Outcome(losses, counts, sums[True], sums[False], bad, gang.call("state"), gang.call("fingerprint"))
 

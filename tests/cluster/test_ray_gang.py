@@ -54,16 +54,15 @@ def test_what_workers_print_goes_to_their_logs(ray_gang: RayGang, job: Job) -> N
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_save_and_restore_leave_the_fingerprint(
+def test_a_snapshot_brings_the_fingerprint_back(
     ray_gang: RayGang, drive: Callable[..., Any], job: Job, world_size: int
 ) -> None:
     mine = replace(job, arch="simple_cnn_bn", momentum=0.9)
     ray_gang.start(mine, world_size)
     drive(ray_gang, mine, epochs=1)  # so that there is a momentum to restore
-    before = ray_gang.call("fingerprint")
-    ray_gang.call("save")
+    before, kept = ray_gang.call("fingerprint"), ray_gang.call_first("snapshot")
     assert drive(ray_gang, mine, epochs=1).prints != before
-    ray_gang.call("restore")
+    ray_gang.call("load", kept)
     assert ray_gang.call("fingerprint") == before
 
 
@@ -73,11 +72,11 @@ def test_a_stream_that_is_left_early_leaves_nothing_behind(
     ray_gang.start(job, 2)
     fresh = drive(ray_gang, job, epochs=1)
     ray_gang.start(job, 2)
-    ray_gang.call("save")
+    kept = ray_gang.call_first("snapshot")
     stream = ray_gang.stream([FOREVER] * 5)
     next(stream)
     stream.close()
-    ray_gang.call("restore")
+    ray_gang.call("load", kept)
     assert drive(ray_gang, job, epochs=1).prints == fresh.prints
 
 

@@ -59,7 +59,6 @@ def test_counts_weigh_right(n: int, world_size: int, seed: int) -> None:
         net = model()
         reducer = GradientSum(net.parameters(), Solo())
         net(x[mine.start : mine.stop]).square().sum().backward()
-        reducer.n_local = len(mine)
         flats.append((reducer, net))
         reducer.flat[-1] = len(mine)
         nets.append(reducer.flat.clone())
@@ -84,7 +83,7 @@ def test_the_optimizer_reduces_before_it_updates() -> None:
     optimizer = SGD(net.parameters(), 0.5, reduce=reducer)
     for _ in range(2):  # views must outlive zero_grad
         net(torch.ones(4, 5, dtype=torch.float64)).sum().backward()
-        reducer.n_local = 4
+        reducer.tail[0] = 4
         optimizer.step()
         optimizer.zero_grad()
     moved = before[-1] - net.parameters()[-1]

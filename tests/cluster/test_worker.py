@@ -37,9 +37,10 @@ def test_a_report_has_sums_counts_and_time(worker: Make, job: Job) -> None:
     chunk = Chunk(True, 0, 4, 4, (LR,) * 3)  # the last batch of 53 in eights has 5
     report = worker(job).run(chunk)
     assert (report.rank, report.chunk, report.counts) == (0, chunk, [8, 8, 5])
-    assert report.sums.keys() == {"loss", "accuracy"}
-    assert report.sums["loss"] == (pytest.approx(sum(report.losses)), 21)
-    assert 0 <= report.sums["accuracy"][0] <= report.sums["accuracy"][1] == 21
+    sums = report.sums()
+    assert sums.keys() == {"loss", "accuracy"}
+    assert sums["loss"] == (pytest.approx(np.dot(report.losses, report.counts)), 21)
+    assert 0 <= sums["accuracy"][0] <= sums["accuracy"][1] == report.own == 21
     assert 0 <= report.seconds["data"] <= report.seconds["total"]
     assert report.seconds["communication"] == 0
     assert report.bad_images == []
@@ -70,7 +71,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(worker: Make, job: Job) -> No
     one, other = worker(job), worker(replace(job, seed=4))
     first, second = one.run(Chunk(True, 0, 0, 0, still)), one.run(Chunk(True, 1, 0, 7, still))
     assert first.losses != second.losses
-    assert sum(first.losses) == pytest.approx(sum(second.losses), rel=1e-5), "the same images all the same"
+    assert first.sums()["loss"] == pytest.approx(second.sums()["loss"], rel=1e-5), "the same images all the same"
     assert other.run(Chunk(True, 0, 0, 0, still)).losses != first.losses
 
 
@@ -80,17 +81,16 @@ def test_the_same_seed_gives_the_same_weights(worker: Make, job: Job) -> None:
 
 
 @pytest.mark.parametrize("trained_before", [0, 2])
-def test_restore_brings_all_back(worker: Make, job: Job, trained_before: int) -> None:
+def test_a_snapshot_brings_all_back(worker: Make, job: Job, trained_before: int) -> None:
     mine = replace(job, arch="simple_cnn_bn", momentum=0.9)
     one, undisturbed = worker(mine), worker(mine)
     for each in (one, undisturbed):
         each.run(Chunk(True, 0, 0, 0, (LR,) * trained_before)) if trained_before else None
-    one.save()
-    before = one.fingerprint()
+    kept, before = one.snapshot(), one.fingerprint()
     one.run(Chunk(True, 0, 2, 2, ({"lr": float("inf")},) * 2))  # a finder goes as far as NaN
     assert one.fingerprint() != before
     assert not all(np.isfinite(tensor).all() for tensor in one.state().values())
-    one.restore()
+    one.load(kept)
     assert one.fingerprint() == before
     chunk = Chunk(True, 0, 2, 2, (LR,) * 3)
     assert one.run(chunk).losses == undisturbed.run(chunk).losses
@@ -140,6 +140,6 @@ def test_a_batch_without_one_readable_image_is_no_step(worker: Make, job: Job) -
     one = worker(replace(job, train=Labelled(files, job.train.targets), skip_bad_images=True, arch="simple_cnn_bn"))
     before = {name: tensor for name, tensor in one.state().items() if "running" not in name}
     report = one.run(Chunk(True, 0, 0, 0, (LR,) * 2))
-    assert (report.counts, report.losses, len(report.bad_images)) == ([0, 0], [0.0, 0.0], 16)
+    assert (report.counts, report.batches["loss"], len(report.bad_images)) == ([0, 0], [0.0, 0.0], 16)
     for name, tensor in before.items():
         np.testing.assert_array_equal(one.state()[name], tensor, err_msg=name)

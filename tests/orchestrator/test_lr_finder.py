@@ -16,7 +16,6 @@ from learner.errors import UserError
 from learner.lr_range import RangeTest
 from orchestrator.driver import Pace, Plan
 from orchestrator.lr_finder import range_test, suggestion
-from orchestrator.tally import step_losses
 
 
 def plan_of(job: Job) -> Plan:
@@ -47,7 +46,7 @@ def test_a_gang_finds_what_one_process_finds(
 
 def train_after(gang: Any, plan: Plan) -> list[float]:
     "The losses of an epoch."
-    return [loss for reports in gang.stream(plan.chunks(True, 0, Pace())) for loss in step_losses(reports)]
+    return [loss for reports in gang.stream(plan.chunks(True, 0, Pace())) for loss in reports[0].losses]
 
 
 def test_no_trace_is_left(ray_gang: RayGang, found: Job) -> None:
@@ -75,14 +74,18 @@ class Scripted:
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
         for chunk in chunks:
             self.steps, self.state = self.steps + len(chunk.hypers), "changed"
-            mine = [self.losses(hypers["lr"]) for hypers in chunk.hypers]
-            yield [Report(rank, chunk, [4 * loss for loss in mine], [4] * len(mine), {}, {}) for rank in range(2)]
+            losses = [8 * self.losses(hypers["lr"]) for hypers in chunk.hypers]
+            batches = {"count": [8.0] * len(losses), "loss": losses}
+            yield [Report(rank, chunk, batches, 4 * len(losses), {}) for rank in range(2)]
 
     def call(self, method: str, *args: Any) -> list[Any]:
         self.calls.append(method)
-        if method == "restore" and self.forgets:
-            self.state = "fresh"
+        if method == "load" and self.forgets:
+            self.state = args[0]
         return [self.state] * 2
+
+    def call_first(self, method: str, *args: Any) -> Any:
+        return self.call(method, *args)[0]
 
 
 PLAN = Plan(n_train=53, n_valid=29, batch_size=8, epochs=1, schedule="one_cycle", lr=0.0)
@@ -101,7 +104,7 @@ def test_one_decision_stops_all(bad: float) -> None:
     assert test.diverged
     assert len(test.losses) == first_bad + (bad == 1e9)
     assert gang.steps <= first_bad + 1 + 2 * 5, "no more than what was in flight"
-    assert gang.calls == ["fingerprint", "save", "restore", "fingerprint"]
+    assert gang.calls == ["fingerprint", "snapshot", "load", "fingerprint"]
     assert gang.state == "fresh"
 
 

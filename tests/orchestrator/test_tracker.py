@@ -23,12 +23,9 @@ def reports(train: bool, step: int, bad: tuple[tuple[str, str], ...] = ()) -> li
     "Of two ranks about two batches."
     hypers = ({"lr": 0.1, "momentum": 0.9}, {"lr": 0.2, "momentum": 0.8}) if train else ({}, {})
     chunk = Chunk(train, 0, 0, step, hypers)
-    return [
-        Report(rank, chunk, LOSSES[rank], COUNTS[rank],
-               {"loss": (sum(LOSSES[rank]), float(sum(COUNTS[rank]))), "accuracy": (rank + 1.0, sum(COUNTS[rank]))},
-               SECONDS, list(bad) if rank else [])
-        for rank in range(2)
-    ]  # fmt: skip
+    counts = [float(sum(n)) for n in zip(*COUNTS)]
+    batches = {"count": counts, "loss": [sum(each) for each in zip(*LOSSES)], "accuracy": [1.0, 2.0]}
+    return [Report(rank, chunk, batches, sum(COUNTS[rank]), SECONDS, list(bad) if rank else []) for rank in range(2)]
 
 
 @pytest.fixture
