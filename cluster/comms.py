@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)
+MEETING = timedelta(seconds=30)  # for all ranks to be there; they are told at the same time, when all are up
 
 
 class PeerLost(Exception):
@@ -122,6 +123,9 @@ class Group:
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
         store = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=TIMEOUT)
         named = dist.PrefixStore(meeting.group, store)
+        named.set(f"here/{rank}", "")
+        # before gloo's own meeting, from which nothing could free a rank if another one never came
+        self._wait(lambda: named.wait([f"here/{other}" for other in range(world_size)], MEETING))
         self._wait(
             lambda: dist.init_process_group(backend, store=named, rank=rank, world_size=world_size, timeout=TIMEOUT)
         )

@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
-import traceback
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from cluster.comms import PeerLost, Solo
-from cluster.worker import Chunk, Job, Report, Worker
+from cluster.comms import Solo
+from cluster.messages import Chunk, Job, Report
+from cluster.worker import Worker
 from learner.data.loader import usable_cores
-from learner.errors import UserError
-
-IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What went wrong in one rank, as text, since exceptions do not travel well.
-
-    `kind` is user (a UserError: its message says all), error (a bug: `trace` says where), died (the process is gone)
-    or peer (a consequence of another rank's failure).
-    """
-
-    rank: int
-    host: str
-    pid: int
-    kind: str
-    message: str
-    trace: str = ""
-
-    @classmethod
-    def of(cls, rank: int, error: BaseException) -> Failure:
-        "The failure of this process."
-        kind = "user" if isinstance(error, UserError) else "peer" if isinstance(error, PeerLost) else "error"
-        message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
-        return cls(rank, socket.gethostname(), os.getpid(), kind, message, traceback.format_exc())
-
-    def __str__(self) -> str:
-        where = f"rank {self.rank} (host {self.host}, pid {self.pid})"
-        return f"{where}: {self.message}" + (f"\n{self.trace.rstrip()}" if self.kind == "error" else "")
-
-
-class WorkersFailed(UserError):
-    "One or more workers failed; the root cause comes first, and ranks that only lost touch with it are counted."
-
-    def __init__(self, failures: Iterable[Failure]) -> None:
-        gravity = ["user", "error", "died", "peer"]
-        self.failures = sorted(failures, key=lambda failure: (gravity.index(failure.kind), failure.rank))
-        causes = [failure for failure in self.failures if failure.kind != "peer"] or self.failures[:1]
-        others = len(self.failures) - len(causes)
-        lost = f"\n({others} more lost touch with a failed worker)" if others else ""
-        super().__init__("a worker failed: " + "\n".join(map(str, causes)) + lost)
 
 
 @dataclass(frozen=True)
@@ -90,10 +47,16 @@ class Seat:
 class Gang(Protocol):
     "What the driver may ask of its workers."
 
-    world_size: int
+    @property
+    def world_size(self) -> int:
+        "How many workers there are now."
+        ...
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
-        "Run the chunks in order, `IN_FLIGHT` at a time; for each, the reports of all ranks. Raises WorkersFailed."
+        """Run the chunks in order; for each, or part of one, the reports of the ranks that did it.
+
+        Raises WorkersFailed where a failure can't be made up for.
+        """
         ...
 
     def call(self, method: str, *args: Any) -> list[Any]:
@@ -104,31 +67,23 @@ class Gang(Protocol):
         "As `call`, of rank 0 alone, and only its result."
         ...
 
+    def grow(self) -> None:
+        "If there are fewer workers than were asked for, add those that have become available."
+        ...
+
+    def salvage(self) -> dict[str, np.ndarray] | None:
+        "After WorkersFailed: the snapshot of the last completed step, if a worker is left that has it."
+        ...
+
     def close(self) -> None:
         "Stop all workers, whatever they are doing."
         ...
 
 
-def pipelined(send: Any, receive: Any, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
-    "Send each chunk as soon as fewer than `IN_FLIGHT` are out; what is out when the caller stops early is awaited."
-    out: deque[Any] = deque()
-    try:
-        for chunk in chunks:
-            out.append(send(chunk))
-            if len(out) == IN_FLIGHT:
-                yield receive(out.popleft())
-        while out:
-            yield receive(out.popleft())
-    except GeneratorExit:
-        while out:
-            receive(out.popleft())
-        raise
-
-
 class LocalGang:
     "One worker in the driver's process: exceptions and breakpoints are where they happen."
 
-    world_size = 1
+    world_size: int = 1
 
     def __init__(self, job: Job, device: str, log_folder: Path) -> None:
         seat = Seat(0, 1, 0, 1)
@@ -149,6 +104,13 @@ class LocalGang:
     def call_first(self, method: str, *args: Any) -> Any:
         "See Gang."
         return getattr(self.worker, method)(*args)
+
+    def grow(self) -> None:
+        "See Gang: one is all there is."
+
+    def salvage(self) -> dict[str, np.ndarray] | None:
+        "See Gang: errors come here as they are, and none is made up for."
+        return None
 
     def close(self) -> None:
         "See Gang."

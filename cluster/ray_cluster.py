@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,14 @@ def import_ray(loopback: bool) -> ModuleType:
     return ray
 
 
+@cache
+def own_ray() -> ModuleType:
+    "Ray, set up to start clusters: on loopback, with a token, which is read once and good for as long as we live."
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return import_ray(loopback=True)
+
+
 @contextmanager
 def keep_sigterm() -> Iterator[None]:
     "Put back the caller's way to end, which Ray replaces by one that prints a stack and skips our clean-up."
@@ -58,9 +67,7 @@ class OwnCluster:
 
     def __init__(self, cpus: int, gpus: int) -> None:
         remove_stale_folders()
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        self.ray = import_ray(loopback=True)
+        self.ray = own_ray()
         self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
         try:
             with keep_sigterm():

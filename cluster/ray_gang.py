@@ -1,190 +1,303 @@
-"RayGang: one Ray actor a worker, placed, ranked, watched and stopped."
+"RayGang: one Ray actor a worker, ranked, watched, and replaced when it fails: the others hold all that it held."
 
 from __future__ import annotations
 
 import math
 import os
-import socket
-import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cluster.comms import Group, Meeting, Store
-from cluster.gang import Failure, Seat, WorkersFailed, pipelined
-from cluster.ray_cluster import JoinedCluster, OwnCluster, in_bundle, node_address, require
-from cluster.worker import Chunk, Job, Report, Worker
+from cluster.comms import Store
+from cluster.crew import Crew, Member, Workers
+from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, hung, verdict
+from cluster.gang import Seat
+from cluster.messages import Chunk, Job, Report
+from cluster.pulse import PERIOD, Watch
+from cluster.ray_cluster import JoinedCluster, OwnCluster
+from cluster.worker_process import Place
 from learner.errors import UserError
 
-GRACE = 2.0  # seconds in which other ranks may still tell the root cause, once one has failed
-PLACEMENT_TIMEOUT = 60.0
+IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
+GRACE = 2.0  # seconds in which a rank that waits for one that failed is freed by that
+FIRST = 5.0  # times as long may the first steps of a group last, in which all is cold
 
+SALVAGE = 60.0  # seconds for the state of a survivor to come over, when all else has failed
 
-@dataclass(frozen=True)
-class Workers:
-    "How many workers to start and on what: `gpus_each` is below 1 where they share cards, 0 for CPU workers."
-
-    count: int
-    gpus_each: float
-    backend: str
-    address: str | None = None
-
-
-class WorkerProcess:
-    "The plain class that Ray makes an actor of: a Worker in a process of its own, whose errors become Failures."
-
-    def __init__(self) -> None:
-        self.rank = -1
-        self.worker: Worker | None = None
-
-    def where(self) -> tuple[str, int, str]:
-        "Host name, process number, and the address that tells this node from the others."
-        return socket.gethostname(), os.getpid(), node_address()
-
-    def start(self, seat: Seat, job: Job, meeting: Meeting, workers: Workers, log_folder: str) -> Failure | None:
-        "Take the seat: log file, environment as torchrun sets it, threads, process group, Worker."
-        self.rank = seat.rank
-        try:
-            if self.worker is not None:
-                self.worker.close()
-            redirect_output(seat.log_file(Path(log_folder)))
-            os.environ |= {**seat.environment(), "MASTER_ADDR": meeting.host, "MASTER_PORT": f"{meeting.port}"}
-            torch.set_num_threads(seat.threads)
-            device = torch.device("cpu")
-            if workers.gpus_each:  # Ray shows each worker its own GPU alone
-                device = torch.device("cuda", 0)
-                torch.cuda.set_device(device)
-            comm = Group(seat.rank, seat.world_size, meeting, workers.backend)
-            self.worker = Worker(job, comm, device, seat.threads)
-            print(f"{seat} on {device}", flush=True)
-            return None
-        except Exception as error:
-            return Failure.of(self.rank, error)
-
-    def call(self, method: str, *args: Any) -> Any:
-        "Call the Worker; on an error leave the group at once, so that no other rank waits for this one."
-        assert self.worker is not None
-        try:
-            return getattr(self.worker, method)(*args)
-        except Exception as error:
-            failure = Failure.of(self.rank, error)
-            print(failure.trace, file=sys.stderr, flush=True)
-            self.worker.comm.close()
-            return failure
-
-
-def redirect_output(log: Path) -> None:
-    "Send all that this process prints, C++ libraries included, to a file."
-    log.parent.mkdir(parents=True, exist_ok=True)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for stream in (1, 2):
-        os.dup2(target, stream)
-    os.close(target)
+Asked = dict[int, Any]  # by rank, Ray's reference to the answer
 
 
 class RayGang:
-    "Workers as Ray actors: see Gang. Raises UserError or WorkersFailed where they can't be had."
+    """Workers as Ray actors: see Gang. Raises UserError or WorkersFailed where they can't be had.
 
-    def __init__(self, job: Job, workers: Workers, log_folder: Path) -> None:
-        self.all_actors: list[Any] = []
-        self.workers, self.log_folder, self.generation = workers, os.path.abspath(log_folder), 0
-        self.places: list[tuple[str, int, str]] = []
-        gpus = math.ceil(workers.count * workers.gpus_each)
-        self.cluster = JoinedCluster(workers.address) if workers.address else OwnCluster(workers.count, gpus)
+    A failed rank is replaced in the midst of `stream` and `call`, as far as `tolerance` goes, and `notice` is told.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        workers: Workers,
+        log_folder: Path,
+        tolerance: Tolerance | None = None,
+        notice: Callable[[str], object] = print,
+    ) -> None:
+        self.tolerance, self.notice = tolerance or Tolerance(), notice
+        self.log_folder, self.generation = os.path.abspath(log_folder), 0
+        self.seated: list[Member] = []
+        self.failures: list[Failure] = []
+        self.newest: set[Member] = set()
+        processes = workers.count + self.tolerance.spares
+        gpus = math.ceil(processes * workers.gpus_each)
+        self.cluster = JoinedCluster(workers.address) if workers.address else OwnCluster(processes, gpus)
         self.ray = self.cluster.ray
         try:
             self.store = Store(self.cluster.host)
-            self._place()
+            self.watch = Watch(self.store)
+            self.crew = Crew(self.ray, workers, self.tolerance.spares, self.store.meeting, self.log_folder)
             self.start(job, workers.count)
         except BaseException:
             self.close()
             raise
 
-    def _place(self) -> None:
-        "One actor a bundle of a placement group, so that all start or none; ordered by node."
-        workers = self.workers
-        bundle = {"CPU": 1.0} | ({"GPU": workers.gpus_each} if workers.gpus_each else {})
-        require(self.ray, {name: amount * workers.count for name, amount in bundle.items()}, workers.address)
-        group = self.ray.util.placement_group([bundle] * workers.count, strategy="PACK")
-        if not group.wait(PLACEMENT_TIMEOUT):
-            raise UserError(
-                f"{workers.count} workers with {bundle} each found no place within {PLACEMENT_TIMEOUT:g} s; "
-                "is the cluster busy? Ask for fewer, or wait"
-            )
-        actor = self.ray.remote(max_restarts=0, max_task_retries=0)(WorkerProcess)
-        for number in range(workers.count):
-            options = {"num_cpus": 1, "num_gpus": workers.gpus_each, "scheduling_strategy": in_bundle(group, number)}
-            self.all_actors.append(actor.options(**options).remote())
-        self.places = [("unknown", 0, "")] * workers.count
-        places = self._gather([a.where.remote() for a in self.all_actors])
-        order = sorted(range(workers.count), key=lambda number: (places[number][2], number))
-        self.all_actors = [self.all_actors[number] for number in order]
-        self.places = [places[number] for number in order]
+    @property
+    def world_size(self) -> int:
+        "How many workers have a seat."
+        return len(self.seated)
+
+    @property
+    def places(self) -> list[Place]:
+        "Where the workers are, by rank."
+        return [member.place for member in self.seated]
 
     def start(self, job: Job, world_size: int) -> None:
-        "Form a group of the first `world_size` processes, and give it a job; what they did before is forgotten."
-        self.world_size, self.generation = world_size, self.generation + 1
-        self.actors = self.all_actors[:world_size]
-        meeting = replace(self.store.meeting, group=f"{self.generation}")
-        nodes = [node for _, _, node in self.places[:world_size]]
-        shared = self.ray.put(job)
-        refs = []
-        for rank, actor in enumerate(self.actors):
-            local_rank = nodes[:rank].count(nodes[rank])
-            seat = Seat(rank, world_size, local_rank, nodes.count(nodes[rank]))
-            refs.append(actor.start.remote(seat, shared, meeting, self.workers, self.log_folder))
-        self._gather(refs)
+        "Seat that many processes and give them a job; what they did before is forgotten."
+        self.job, self.wanted, self.slowest = self.ray.put(job), world_size, 0.0
+        self.skips_bad_images = job.skip_bad_images
+        self.failures, self.newest = [], set()
+        self.crew.recall(self.seated)
+        self.seated = []
+        self._seat(world_size)
+        if len(self.seated) < world_size:
+            raise UserError(
+                f"only {self.world_size} of {world_size} workers started in {self.tolerance.wait:g} s{self.crew.why}"
+            )
+        self.seated.sort(key=lambda member: (member.place.node, member.bundle))
+        if failures := self._regroup():
+            raise WorkersFailed(failures)
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
         "See Gang."
-        return pipelined(lambda chunk: self._send("run", chunk), self._gather, chunks)
+        todo, again, sent = iter(chunks), deque[Chunk](), deque[tuple[Chunk, Asked]]()
+        try:
+            while True:
+                while len(sent) < IN_FLIGHT and (chunk := again.popleft() if again else next(todo, None)):
+                    sent.append((chunk, self._ask("run", chunk)))
+                if not sent:
+                    return
+                chunk, asked = sent.popleft()
+                results = self._answers(asked)
+                if failures := failed(results):
+                    under_way = [(chunk, results), *((chunk, self._answers(asked)) for chunk, asked in sent)]
+                    failures = [failure for _, results in under_way for failure in failed(results)]
+                    sent.clear()
+                    found = agree([(chunk, list(results.values())) for chunk, results in under_way])
+                    yield from (self._whole(reports, lost) for reports, lost in found.done)
+                    self._repair(failures, found.lead)
+                    again.extendleft(reversed(found.rest))
+                else:
+                    self._learn(list(results.values()))
+                    yield list(results.values())
+        except GeneratorExit:
+            for _, asked in sent:
+                self._answers(asked)
+            raise
 
     def call(self, method: str, *args: Any) -> list[Any]:
         "See Gang."
-        return self._gather(self._send(method, *args))
+        shared = [self.ray.put(arg) if isinstance(arg, dict) else arg for arg in args]
+        return list(self._insist(lambda: self._ask(method, *shared)).values())
 
     def call_first(self, method: str, *args: Any) -> Any:
         "See Gang."
-        return self._gather([self.actors[0].call.remote(method, *args)])[0]
+        return self._insist(lambda: self._ask(method, *args, ranks=[0]))[0]
 
-    def _send(self, method: str, *args: Any) -> list[Any]:
-        return [actor.call.remote(method, *args) for actor in self.actors]
+    def grow(self) -> None:
+        "See Gang: seat workers that have come up since there were too few, as many as there are."
+        while self.world_size < self.wanted and (member := self.crew.take(0.0)):
+            self.newest = set(self.seated)
+            self.seated.append(member)
+            if failures := self._regroup():
+                self._repair(failures, [rank for rank, one in enumerate(self.seated) if one in self.newest])
+            self.notice(f"a worker has come back: {self.world_size} of {self.wanted} go on")
 
-    def _gather(self, refs: list[Any]) -> list[Any]:
-        "The results by rank; once one rank has failed, the others get `GRACE` seconds to say why."
-        ranks = {ref: rank for rank, ref in enumerate(refs)}
-        results: list[Any] = [None] * len(refs)
-        failures: list[Failure] = []
-        deadline: float | None = None
-        while ranks and (deadline is None or time.monotonic() < deadline):
-            timeout = None if deadline is None else deadline - time.monotonic()
-            done, _ = self.ray.wait(list(ranks), num_returns=1, timeout=timeout)
-            for ref in done:
-                rank = ranks.pop(ref)
-                results[rank] = self._get(rank, ref)
-                if isinstance(results[rank], Failure):
-                    failures.append(results[rank])
-                    deadline = deadline or time.monotonic() + GRACE
-        if failures:
-            raise WorkersFailed(failures)
-        return results
-
-    def _get(self, rank: int, ref: Any) -> Any:
-        try:
-            return self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:
-            host, pid, _ = self.places[rank]
-            text = str(error).strip().splitlines()
-            return Failure(rank, host, pid, "died", f"the worker's process died: {text[0] if text else error!r}")
+    def salvage(self) -> dict[str, Any] | None:
+        "See Gang: the newest state that a survivor holds, once the gang has failed; None if there is none."
+        for member in self.newest & set(self.seated):
+            try:
+                snapshot = self.ray.get(member.actor.call.remote("snapshot"), timeout=SALVAGE)
+            except self.ray.exceptions.RayError:
+                continue
+            if isinstance(snapshot, dict):
+                return snapshot
+        return None
 
     def close(self) -> None:
         "See Gang."
-        for actor in self.all_actors:
-            self.ray.kill(actor)
+        if hasattr(self, "crew"):
+            self.crew.close()
         self.cluster.close()
+
+    def _ask(self, method: str, *args: Any, ranks: Iterable[int] | None = None) -> Asked:
+        chosen = range(self.world_size) if ranks is None else ranks
+        return {rank: self.seated[rank].actor.call.remote(method, *args) for rank in chosen}
+
+    def _insist(self, ask: Callable[[], Asked]) -> dict[int, Any]:
+        "Ask, and where ranks fail have them replaced and ask again."
+        while failures := failed(results := self._answers(ask())):
+            fine = [rank for rank in range(self.world_size) if rank not in {failure.rank for failure in failures}]
+            self._repair(failures, fine + [failure.rank for failure in failures if failure.kind == "peer"])
+        return results
+
+    def _answers(self, asked: Asked) -> dict[int, Any]:
+        "By rank, what each has to say, be it a Failure; ranks that hang are ended, so that all do answer."
+        pending, results = {ref: rank for rank, ref in asked.items()}, dict[int, Any]()
+        self.watch.expect(self.seated[rank].name for rank in pending.values())
+        while pending:
+            done, _ = self.ray.wait(list(pending), num_returns=1, timeout=PERIOD)
+            for ref in done:
+                rank = pending.pop(ref)
+                result, fine = self._result(rank, ref), not failed(results)
+                results[rank] = result
+                if fine and isinstance(result, Failure):  # from now on, those that wait for it count as deserted
+                    self.watch.expect(self.seated[rank].name for rank in pending.values())
+            if not done:
+                self._end_hung(pending.values(), bool(failed(results)))
+        return dict(sorted(results.items()))
+
+    def _result(self, rank: int, ref: Any) -> Any:
+        try:
+            return self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:
+            member = self.seated[rank]
+            place, lines = member.place, str(error).strip().splitlines()
+            if member.ended:
+                return Failure(rank, place.host, place.pid, "hung", member.ended)
+            kind = "preempted" if getattr(error, "preempted", False) else "died"
+            return Failure(
+                rank, place.host, place.pid, kind, f"the worker's process died: {[*lines, ''][0].rstrip('.')}"
+            )
+
+    def _end_hung(self, ranks: Iterable[int], one_failed: bool) -> None:
+        "End the ranks that will never answer."
+        lives = {rank: self.watch.look(self.seated[rank].name) for rank in ranks if not self.seated[rank].ended}
+        limit = max(self.tolerance.hang_after, FACTOR * self.slowest) * (1 if self.slowest else FIRST)
+        for rank, wrong in hung(lives, limit, GRACE if one_failed else None).items():
+            member = self.seated[rank]
+            self.watch.ask_for_stacks(member.name)
+            time.sleep(2 * PERIOD)
+            self.crew.end(member, wrong)
+
+    def _learn(self, reports: Sequence[Report]) -> None:
+        "How long a step may last."
+        steps = len(reports[0].chunk.hypers)
+        self.slowest = max(self.slowest, *(report.seconds["total"] / steps for report in reports))
+
+    def _whole(self, reports: list[Report], lost: list[int]) -> list[Report]:
+        "The reports of what is done, with the unreadable images that ranks which are gone could not name any more."
+        if not self.skips_bad_images:
+            return reports
+        first, alive = reports[0], self.seated[reports[0].rank].actor
+        found = [self.ray.get(alive.call.remote("unreadable", first.chunk, rank, self.world_size)) for rank in lost]
+        return [replace(first, bad_images=first.bad_images + [bad for each in found for bad in each]), *reports[1:]]
+
+    def _repair(self, failures: Sequence[Failure], lead: Sequence[int]) -> None:
+        """Replace the ranks that failed, or do without, and form a group of all that agrees on the newest state.
+
+        The ranks in `lead` hold it. Raises WorkersFailed where the tolerance is at its end, NoneLeft without a lead.
+        """
+        began = time.monotonic()
+        self.newest = {self.seated[rank] for rank in lead}
+        told = list[str]()
+        while failures:
+            culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
+            reason = verdict(culprits, self.failures, self.tolerance)
+            self.failures += culprits
+            if reason is not None:
+                raise WorkersFailed(failures, reason)
+            gone = {self.seated[failure.rank] for failure in culprits if failure.kind != "peer"}
+            self.newest -= gone
+            if not self.newest:
+                raise NoneLeft(failures)
+            told += [f"{failure}".splitlines()[0] for failure in culprits]
+            self._replace(gone, failures)
+            failures = self._regroup()
+        step = max(failure.step for failure in self.failures)
+        self.notice(
+            f"{'; '.join(told)}. {self.world_size} workers go on with the next step, "
+            f"{time.monotonic() - began:.2f} s later" + (f" (after step {step})" if step >= 0 else "")
+        )
+
+    def _replace(self, gone: set[Member], failures: Sequence[Failure]) -> None:
+        "Put others, of those that are up within the time there is, into the seats of those that are gone."
+        for member in gone:
+            self.crew.dismiss(member, replace=True)
+        deadline = time.monotonic() + self.tolerance.wait
+        seats = [
+            self.crew.take(max(0.0, deadline - time.monotonic())) if member in gone else member
+            for member in self.seated
+        ]
+        self.seated = [member for member in seats if member is not None]
+        if self.world_size < self.tolerance.min_workers:
+            raise WorkersFailed(failures, f"{self.world_size} workers are fewer than --min-workers allows")
+
+    def _seat(self, world_size: int) -> None:
+        "Fill seats from the bench, as far as processes come up in time."
+        deadline = time.monotonic() + self.tolerance.wait
+        while len(self.seated) < world_size:
+            member = self.crew.take(max(0.0, deadline - time.monotonic()))
+            if member is None:
+                return
+            self.seated.append(member)
+
+    def _regroup(self) -> list[Failure]:
+        "Form a group of all that are seated, and have all take over the newest state; what went wrong."
+        self.generation += 1
+        meeting = replace(self.store.meeting, group=f"{self.generation}")
+        nodes = [member.place.node for member in self.seated]
+        asked = {}
+        for rank, member in enumerate(self.seated):
+            node = nodes[rank]
+            seat = Seat(rank, self.world_size, nodes[:rank].count(node), nodes.count(node))
+            actor = member.actor
+            again = member.at_work
+            asked[rank] = (
+                actor.rejoin.remote(seat, meeting)
+                if again
+                else actor.start.remote(seat, self.job, meeting, bool(self.newest))
+            )
+        if failures := failed(self._answers(asked)):
+            return failures
+        return self._hand_over()
+
+    def _hand_over(self) -> list[Failure]:
+        "Give the newest state to those that lack it; what went wrong."
+        lacking = [rank for rank, member in enumerate(self.seated) if self.newest and member not in self.newest]
+        if lacking:
+            source = next(rank for rank, member in enumerate(self.seated) if member in self.newest)
+            snapshot = self._ask("snapshot", ranks=[source])
+            failures = failed(self._answers(snapshot))
+            failures = failures or failed(self._answers(self._ask("load", snapshot[source], ranks=lacking)))
+            if failures:
+                return failures
+        for member in self.seated:
+            member.at_work = True
+        self.newest = set(self.seated)
+        return []
+
+
+def failed(results: Mapping[int, Any]) -> list[Failure]:
+    "The failures among what ranks have answered."
+    return [result for result in results.values() if isinstance(result, Failure)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from cluster.faults import Tolerance
 from cluster.gang import Gang, LocalGang
 from cluster.worker import Job, refuse_bad
 from learner.data.block import DataBlock, make_block
@@ -143,13 +145,26 @@ def make_plan(config: Config, split: Split) -> Plan:
     )
 
 
-def make_gang(job: Job, devices: Devices, config: Config, logs: Path) -> Gang:
-    "One worker in this process, or Ray actors; each writes its log into the folder `logs`."
+def make_gang(job: Job, devices: Devices, config: Config, logs: Path, notice: Callable[[str], object] = print) -> Gang:
+    "One worker in this process, or Ray actors; each writes its log into `logs`, and `notice` hears of their faults."
     if devices.in_process:
         return LocalGang(job, "cuda" if devices.gpus_each else "cpu", logs)
-    from cluster.ray_gang import RayGang, Workers
+    from cluster.crew import Workers
+    from cluster.ray_gang import RayGang
 
-    gang = RayGang(job, Workers(devices.count, devices.gpus_each, devices.backend, config.address), logs)
+    workers = Workers(devices.count, devices.gpus_each, devices.backend, config.address)
+    gang = RayGang(job, workers, logs, tolerance(config, devices.at_least), notice)
     for warning in gang.cluster.warnings:
         print(f"warning: {warning}", flush=True)
     return gang
+
+
+def tolerance(config: Config, at_least: int = 1) -> Tolerance:
+    "What the run is to put up with."
+    return Tolerance(
+        max_restarts=config.max_restarts,
+        min_workers=max(config.min_workers, at_least),
+        spares=config.spares,
+        wait=config.wait_for_workers,
+        hang_after=config.hang_after,
+    )

@@ -20,7 +20,7 @@ def option(default: Any, text: str, group: str, metavar: str | None = None, choi
     return field(default=default, metadata={"help": text, "group": group, "metavar": metavar, "choices": choices})
 
 
-DATA, MODEL, TRAIN, WHERE, RUN = "data", "model", "training", "devices", "run"
+DATA, MODEL, TRAIN, WHERE, FAULTS, RUN = "data", "model", "training", "devices", "faults", "run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,9 @@ class Config:
     save_best: bool = option(False, "save the epoch with the best accuracy instead of the last", TRAIN)
     seed: int = option(42, "seeds weights, order, augmentation and random splits", TRAIN, "N")
 
-    gpus: str | None = option(None, "a count (4), ids (0,2) or all; default: all visible GPUs", WHERE, "N|IDS|all")
+    gpus: str | None = option(
+        None, "a count (4), ids (0,2), a range (2:8) or all; default: all visible GPUs", WHERE, "N|IDS|MIN:MAX|all"
+    )
     cpus: int | None = option(None, "train on N CPU workers instead", WHERE, "N")
     local: bool = option(False, "one worker in this process, without Ray: the debugger works", WHERE)
     address: str | None = option(None, "join the Ray cluster there instead of starting one", WHERE, "HOST:PORT")
@@ -104,6 +106,14 @@ class Config:
         "how gradients travel: nccl for GPUs, gloo for CPUs or GPUs that are shared",
         WHERE,
         choices=("nccl", "gloo"),
+    )
+
+    max_restarts: int = option(10, "how many deaths, and how many hangs, are made up for", FAULTS, "N")
+    min_workers: int = option(1, "go on with no fewer, where no replacement is to be had (see --gpus 2:8)", FAULTS, "N")
+    wait_for_workers: float = option(60.0, "how long to wait for a replacement", FAULTS, "SECONDS")
+    spares: int = option(0, "more workers, that only wait to step in at once", FAULTS, "N")
+    hang_after: float = option(
+        60.0, "replace a worker that makes no progress for so long, or for 10 of the slowest steps", FAULTS, "SECONDS"
     )
 
     runs: str = option("runs", "the folder of all runs", RUN, "DIR")
@@ -123,8 +133,10 @@ class Config:
             raise UsageError(f"--{error}") from None
         for name in ("epochs", "batch_size", "accumulate", "keep"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("early_stop", "fine_tune"):
+        self._require("min_workers", self.min_workers >= 1, "1 or more")
+        for name in ("early_stop", "fine_tune", "max_restarts", "spares", "wait_for_workers"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("hang_after", 1 <= self.hang_after < math.inf, "1 or more")
         self._require("seed", self.seed >= 0, "0 or more")
         self._require("split", SPLIT.fullmatch(self.split) is not None, SPLIT_RULE)
         check_labelling(self.label_regex, self.labels_csv)

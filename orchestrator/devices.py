@@ -14,6 +14,7 @@ class Devices:
     """`count` workers; each has `gpus_each` of a GPU (0: a CPU slot) and talks by `backend`.
 
     `ids` are the GPUs to make visible (None: leave that as it is). `in_process`: the one worker needs no Ray.
+    A run that has lost some workers goes on with `at_least` so many.
     """
 
     count: int
@@ -21,6 +22,7 @@ class Devices:
     backend: str
     ids: tuple[int, ...] | None = None
     in_process: bool = False
+    at_least: int = 1
 
     def __str__(self) -> str:
         kind = "CPU" if not self.gpus_each else "GPU" if self.gpus_each == 1 else f"{self.gpus_each:.3g} GPU"
@@ -41,13 +43,31 @@ def choose(config: Config, visible: int) -> Devices:
         return _remote(config)
     if config.cpus is not None or (config.gpus is None and not visible):
         return _cpu_workers(config, config.cpus or 1)
+    if config.gpus is not None and ":" in config.gpus:
+        low, high = _gpu_range(config)
+        if visible < low:
+            raise UsageError(f"--gpus {config.gpus}: {visible} GPUs are visible, fewer than {low}")
+        count = min(high, visible)
+        _check_local(config, count)
+        _check_spares(config, count, visible)
+        return Devices(count, 1.0, config.backend or "nccl", None, count == 1, low)
     count, ids = _gpu_request(config, visible)
     shared = config.backend == "gloo"
     if count > visible and not (shared and visible):
         hint = ", or share what there is with --backend gloo" if visible else ""
         raise UsageError(f"--gpus {config.gpus}: {visible} GPUs are visible; train on CPUs with --cpus {count}{hint}")
     _check_local(config, count)
+    _check_spares(config, count, len(ids) if ids else visible)
     return Devices(count, share(count, visible), config.backend or "nccl", ids, count == 1)
+
+
+def _gpu_range(config: Config) -> tuple[int, int]:
+    "The MIN and MAX of --gpus MIN:MAX."
+    found = re.fullmatch(r"(\d+):(\d+)", config.gpus or "")
+    low, high = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= low <= high:
+        raise UsageError(f"--gpus {config.gpus}: a range is MIN:MAX, such as 2:8")
+    return low, high
 
 
 def share(workers: int, gpus: int) -> float:
@@ -68,11 +88,21 @@ def _check_local(config: Config, count: int) -> None:
         raise UsageError(f"--local is one worker in this process, but {count} were asked for; drop one of the two")
 
 
+def _check_spares(config: Config, count: int, gpus: int) -> None:
+    if config.spares and count + config.spares > gpus:
+        raise UsageError(
+            f"--spares {config.spares}: each needs a GPU of its own beside the {count} workers', and there are {gpus}"
+        )
+
+
 def _remote(config: Config) -> Devices:
     if config.local:
         raise UsageError("--local is one worker in this process; it can't join the cluster at --address")
     if config.cpus is not None:
         return Devices(config.cpus, 0.0, "gloo")
+    if config.gpus is not None and ":" in config.gpus:
+        low, high = _gpu_range(config)
+        return Devices(high, 1.0, config.backend or "nccl", at_least=low)
     if config.gpus is None or not config.gpus.isdigit() or int(config.gpus) < 1:
         raise UsageError(f"--address {config.address} needs a count of workers: --gpus N or --cpus N")
     return Devices(int(config.gpus), 1.0, config.backend or "nccl")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.faults import WorkersFailed
 from cluster.gang import Gang
 from cluster.shards import n_batches
 from cluster.worker import Chunk, Report
@@ -35,11 +36,11 @@ class Place:
 
 
 class Stopped(Exception):
-    "The run was asked to stop, and did at `place`."
+    "The run ended at `place`: it was asked to stop, or its workers failed for good, which is the `cause`."
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, cause: WorkersFailed | None = None) -> None:
         super().__init__()
-        self.place = place
+        self.place, self.cause = place, cause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +137,20 @@ def one_pass(
 ) -> Tally:
     """Go through the training or validation set once, or through what is left of it at `place`.
 
-    Every sample must be counted once, or have been skipped. Raises Stopped if `stop()` says so first.
+    Every sample must be counted once, or have been skipped. Raises Stopped if `stop()` says so first, or where the
+    workers fail.
     """
     tally, done, epoch = place.tally or Tally(), place.batch, place.epoch
-    for reports in gang.stream(plan.chunks(train, epoch, pace, done, stop)):
-        tally.add(reports)
-        done += len(reports[0].chunk.hypers)
-        pace.learn(reports)
-        tracker.chunk(reports)
-        if train:
-            refuse_nan(reports)
+    try:
+        for reports in gang.stream(plan.chunks(train, epoch, pace, done, stop)):
+            tally.add(reports)
+            done += len(reports[0].chunk.hypers)
+            pace.learn(reports)
+            tracker.chunk(reports)
+            if train:
+                refuse_nan(reports)
+    except WorkersFailed as failed:
+        raise Stopped(Place(epoch, done, tally), failed) from failed
     if done < (plan.train_batches if train else plan.valid_batches):
         raise Stopped(Place(epoch, done, tally))
     wanted, seen = plan.n_train if train else plan.n_valid, tally.count + len(tally.bad_images)
@@ -180,20 +185,22 @@ def train(
 ) -> None:
     """Train and validate from `place` to the last epoch, or until `on_epoch` of an epoch's row says False.
 
-    Raises Stopped with the place reached if `stop()` says so first.
+    Raises Stopped with the place reached if `stop()` says so first, or where the workers fail.
     """
     place = place or Place()
     each = plan.train_batches + plan.valid_batches
     tracker.start(plan.epochs * each, place.epoch * each + place.batch)
     paces = {True: Pace(), False: Pace()}
     for epoch in range(place.epoch, plan.epochs):
+        gang.grow()
         here = place if epoch == place.epoch else Place(epoch)
         learned = one_pass(plan, gang, tracker, True, here, paces[True], stop)
-        fingerprint(gang, f"after epoch {epoch}")
         try:
+            fingerprint(gang, f"after epoch {epoch}")
             measured = one_pass(plan, gang, tracker, False, Place(epoch), paces[False], stop)
-        except Stopped:
-            raise Stopped(Place(epoch, plan.train_batches, learned)) from None
+        except (Stopped, WorkersFailed) as ended:
+            cause = ended.cause if isinstance(ended, Stopped) else ended
+            raise Stopped(Place(epoch, plan.train_batches, learned), cause) from cause
         step = (epoch + 1) * plan.train_batches - 1
         row = tracker.epoch(epoch, step, plan.hypers(step)["lr"], learned, measured)
         if not on_epoch(row):

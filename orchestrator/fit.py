@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from orchestrator.best import Best
 from orchestrator.driver import Place, Stopped, train
@@ -12,11 +13,14 @@ from orchestrator.resume import Standing
 from orchestrator.session import Session
 from orchestrator.stop import Interrupted, Stop
 
+GO_ON = "go on with the same command and --resume last"
+
 
 def fit(session: Session) -> dict[str, Any]:
     """Train as the session's configuration says, from where it stands; the row of the epoch whose model was saved.
 
-    Asked to stop, it saves where it stands and raises Interrupted.
+    Asked to stop, it saves where it stands and raises Interrupted; so it does where the workers fail for good, and
+    raises WorkersFailed.
     """
     config, standing = session.config, session.standing
     if standing.lr is None:
@@ -39,13 +43,24 @@ def fit(session: Session) -> dict[str, Any]:
             if not best.exhausted:
                 train(plan, session.gang, session.tracker, on_epoch, standing.place, stop)
         except Stopped as stopped:
-            saved = session.save_checkpoint(Standing(stopped.place, tuple(rows), plan.lr))
-            how = "go on with the same command and --resume last" if saved else "it could not be saved"
-            raise Interrupted(stop.code, f"stopped in epoch {stopped.place.epoch}: {how}") from None
+            _keep(session, Standing(stopped.place, tuple(rows), plan.lr), stopped, stop)
     if config.save_best and best.row is not None:
         return best.row
     session.save_model()
     return rows[-1]
+
+
+def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) -> NoReturn:
+    "Save where a run stands that can't go on now, and say so."
+    if stopped.cause is None:
+        session.save_checkpoint(standing)
+        how = GO_ON if session.saver.finish() else "it could not be saved"
+        raise Interrupted(stop.code, f"stopped in epoch {standing.place.epoch}: {how}") from None
+    if tensors := session.gang.salvage():
+        session.save_checkpoint(standing, tensors)
+        if session.saver.finish():
+            print(f"all completed steps are saved: {GO_ON}", file=sys.stderr, flush=True)
+    raise stopped.cause
 
 
 def find_rate(session: Session) -> float:

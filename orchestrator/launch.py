@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.command import command
@@ -11,13 +12,28 @@ from orchestrator.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
-    "Train as `config` says, from the data to the model's file; the row of the epoch whose model was saved."
-    from orchestrator.fit import fit  # here, since --help and most mistakes need no torch
+    """Train as `config` says, from the data to the model's file; the row of the epoch whose model was saved.
+
+    Where no worker is left, all begin again at the newest checkpoint.
+    """
+    from cluster.faults import Failure, NoneLeft, verdict  # here, since --help and most mistakes need no torch
+    from orchestrator.build import tolerance
+    from orchestrator.fit import fit
     from orchestrator.session import open_session
     from orchestrator.summary import conclude
 
-    with open_session(config) as session:
-        row = fit(session)
+    seen: list[Failure] = []
+    while True:
+        try:
+            with open_session(config) as session:
+                row = fit(session)
+            break
+        except NoneLeft as lost:
+            if verdict(lost.failures, seen, tolerance(config)) is not None:
+                raise
+            seen += lost.failures
+            print(f"{lost}\nno worker is left: all begin again at the newest checkpoint\n", file=sys.stderr, flush=True)
+            config = replace(config, resume=str(session.folder.path), autoresume=False)
     conclude(config, session.folder, row, len(session.tracker.bad_images))
     return row
 

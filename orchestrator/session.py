@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from cluster.checkpoint import Checkpoints
 from cluster.gang import Gang
@@ -31,6 +33,7 @@ from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
 from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint
 from orchestrator.run_folder import RunFolder
+from orchestrator.saver import Saver
 from orchestrator.summary import default_name, report_configuration
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
@@ -47,18 +50,13 @@ class Session:
     folder: RunFolder
     tracker: Tracker
     gang: Gang
+    saver: Saver
     standing: Standing
 
-    def save_checkpoint(self, standing: Standing) -> bool:
-        "Write all that is needed to go on from there; where the disk refuses, warn and say False."
+    def save_checkpoint(self, standing: Standing, tensors: Mapping[str, np.ndarray] | None = None) -> None:
+        "Begin to write all that is needed to go on from there: these tensors, or else what the workers hold."
         step = standing.place.epoch * self.plan.train_batches + standing.place.batch
-        checkpoints = Checkpoints(self.folder.path / CHECKPOINTS, self.config.keep)
-        try:
-            checkpoints.save(step, self.gang.call_first("snapshot"), standing.as_json())
-        except OSError as error:
-            self.tracker.terminal.write(f"warning: no checkpoint of step {step} could be written: {error}")
-            return False
-        return True
+        self.saver.save(step, tensors or self.gang.call_first("snapshot"), standing.as_json())
 
     def show_samples(self, n: int = 32) -> None:
         "Put training images into TensorBoard as the model sees them."
@@ -124,12 +122,14 @@ def open_session(config: Config) -> Iterator[Session]:
     tracker = Tracker(folder, Terminal(), (checkpoint.step if checkpoint else 0) if run else None)
     try:
         print(f"starting {devices} ...\n", flush=True)
-        gang = make_gang(job, devices, config, folder.logs)
+        gang = make_gang(job, devices, config, folder.logs, tracker.fault)
+        saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
         try:
             if checkpoint:
                 gang.call("load", checkpoint.tensors)
-            yield Session(config, split, job, plan, folder, tracker, gang, standing)
+            yield Session(config, split, job, plan, folder, tracker, gang, saver, standing)
         finally:
+            saver.close()
             gang.close()
     finally:
         tracker.close()

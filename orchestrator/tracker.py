@@ -33,7 +33,7 @@ class Tracker:
         await_new_second(folder.path / "tensorboard")
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
         self.bad_images: dict[str, str] = {}
-        self.batches = 0
+        self.batches = self.faults = 0
 
     def start(self, total_batches: int, done: int = 0) -> None:
         "Begin the table, and a bar of all training and validation batches, of which some may be done."
@@ -97,6 +97,15 @@ class Tracker:
     def text(self, tag: str, text: str) -> None:
         "Put Markdown into TensorBoard."
         self.board.add_text(tag, text)
+
+    def fault(self, text: str) -> None:
+        "Note a fault that was made up for."
+        self.faults += 1
+        self.terminal.write(f"fault {self.faults}: {text}")
+        with open(self.folder.logs / "faults.log", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.board.add_text("faults", text, self.faults)
+        self.board.flush()
 
     def close(self) -> None:
         "Wipe the bar, and write out what is buffered."

@@ -77,13 +77,29 @@ def job(pictures: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def ray_gang(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    "Three CPU workers, shared by all tests: `start(job, world_size)` gives the first of them another job."
-    from cluster.ray_gang import RayGang, Workers
+def fault_plan(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    "The faults that are to befall the workers of `ray_gang`: none, until a test writes some."
+    from tests.chaos.injector import Plan
 
-    gang = RayGang(job, Workers(3, 0.0, "gloo"), tmp_path_factory.mktemp("logs"))
-    yield gang
-    gang.close()
+    return Plan(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="session")
+def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    "Three CPU workers and a spare, shared by all tests: `start(job, world_size)` seats some of them for another job."
+    import cluster.crew
+    import tests.chaos.injector
+    from cluster.faults import Tolerance
+    from cluster.ray_cluster import own_ray
+    from cluster.ray_gang import RayGang
+
+    own_ray().cloudpickle.register_pickle_by_value(tests.chaos.injector)
+    process = type("Process", (tests.chaos.injector.FaultyProcess,), {"folder": fault_plan.folder})
+    with patch.object(cluster.crew, "WorkerProcess", process):
+        workers = cluster.crew.Workers(3, 0.0, "gloo")
+        gang = RayGang(job, workers, tmp_path_factory.mktemp("logs"), Tolerance(spares=1))
+        yield gang
+        gang.close()
 
 
 @pytest.fixture

@@ -17,18 +17,19 @@ from cluster.messages import Job
 from cluster.ray_cluster import remove_stale_folders
 
 DRIVER = """
-import json, os, pickle, signal, sys, time
+import dataclasses, json, os, pickle, signal, sys, time
 from pathlib import Path
-from cluster.gang import WorkersFailed
+from cluster.faults import Tolerance, WorkersFailed
 from cluster.messages import Chunk
-from cluster.ray_gang import RayGang, Workers
+from cluster.crew import Workers
+from cluster.ray_gang import RayGang
 
 def say(**facts):
     print(json.dumps(facts), flush=True)
 
 job = pickle.loads(Path(sys.argv[1]).read_bytes())
-gang = RayGang(job, Workers(3, 0.0, "gloo"), Path(sys.argv[2]))
-say(places=gang.places, folder=gang.cluster.folder)
+gang = RayGang(job, Workers(3, 0.0, "gloo"), Path(sys.argv[2]), Tolerance(max_restarts=0))
+say(places=[dataclasses.astuple(place) for place in gang.places], folder=gang.cluster.folder)
 endless = [Chunk(True, 0, 0, 0, ({"lr": 0.01},) * 7)] * 100_000
 for number, _ in enumerate(gang.stream(endless)):
     if number == 2:
@@ -38,7 +39,7 @@ try:
     for number, _ in enumerate(gang.stream(endless)):
         if number == 2:
             killed = time.monotonic()
-            os.kill(gang.places[1][1], signal.SIGKILL)
+            os.kill(gang.places[1].pid, signal.SIGKILL)
 except WorkersFailed as error:
     failures = [(failure.rank, failure.kind) for failure in error.failures]
     say(message=str(error), failures=failures, seconds=time.monotonic() - killed)

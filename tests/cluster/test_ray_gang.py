@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.gang import WorkersFailed
+from cluster.faults import WorkersFailed
 from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
 from learner.data.files import Labelled
@@ -21,7 +21,8 @@ FOREVER = Chunk(True, 0, 0, 0, ({"lr": 0.1},) * 7)
 
 def in_workers(gang: RayGang, function: Callable[[Any], Any]) -> list[Any]:
     "Call a function with each WorkerProcess; the results by rank."
-    return gang.ray.get([actor.__ray_call__.remote(function) for actor in gang.actors])
+    actors = [member.actor for member in gang.seated]
+    return gang.ray.get([actor.__ray_call__.remote(function) for actor in actors])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -91,7 +92,7 @@ def test_one_rank_with_an_unreadable_image(ray_gang: RayGang, drive: Callable[..
         drive(ray_gang, mine, epochs=1)
     assert time.monotonic() - started < 10
     (cause, *others), text = caught.value.failures, str(caught.value)
-    host, pid, _ = ray_gang.places[2]
+    host, pid = ray_gang.places[2].host, ray_gang.places[2].pid
     assert (cause.kind, cause.rank, cause.host, cause.pid) == ("user", 2, host, pid)
     assert text.startswith(f"a worker failed: rank 2 (host {socket.gethostname()}, pid {pid}): {bad} is no readable")
     assert "the file is empty" in text

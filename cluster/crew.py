@@ -1,0 +1,150 @@
+"The crew: the processes that a run may seat, as Ray actors: placed, waited for, ended, and replaced."
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.comms import Meeting
+from cluster.ray_cluster import in_bundle, require
+from cluster.worker_process import Place, WorkerProcess
+from learner.errors import UserError
+
+PLACEMENT_TIMEOUT = 60.0
+MAX_LOST = 10  # processes that ended on the bench; one that can never start would go on for ever
+
+
+@dataclass(frozen=True)
+class Workers:
+    "How many workers to start and on what: `gpus_each` is below 1 where they share cards, 0 for CPU workers."
+
+    count: int
+    gpus_each: float
+    backend: str
+    address: str | None = None
+
+
+NOWHERE = Place("unknown", 0, "")
+
+
+@dataclass(eq=False)
+class Member:
+    "One process: its name, the bundle of resources it has, its actor, and the answer to where it is, once it is up."
+
+    name: str
+    bundle: int
+    actor: Any
+    answer: Any
+    place: Place = NOWHERE
+    at_work: bool = False  # it has a Worker for the job of now
+    ended: str = ""  # why it had to be ended
+
+
+class Crew:
+    """Starts and ends processes, each in a bundle of one placement group, so that all begin or none.
+
+    `bench` has those that are up, or on their way, and have no seat: spares, and replacements of those that are gone.
+    """
+
+    def __init__(self, ray: Any, workers: Workers, spares: int, meeting: Meeting, log_folder: str) -> None:
+        self.ray, self.workers, self.meeting, self.log_folder = ray, workers, meeting, log_folder
+        self.hired, self.lost, self.why = 0, 0, ""  # why the last process that was lost on the bench ended
+        self.members: list[Member] = []
+        self.bench: list[Member] = []
+        self._place(workers.count + spares)
+
+    def _place(self, count: int) -> None:
+        workers = self.workers
+        bundle = {"CPU": 1.0} | ({"GPU": workers.gpus_each} if workers.gpus_each else {})
+        require(self.ray, {name: amount * count for name, amount in bundle.items()}, workers.address)
+        self.group = self.ray.util.placement_group([bundle] * count, strategy="PACK")
+        if not self.group.wait(PLACEMENT_TIMEOUT):
+            raise UserError(
+                f"{count} workers with {bundle} each found no place within {PLACEMENT_TIMEOUT:g} s; "
+                "is the cluster busy? Ask for fewer, or wait"
+            )
+        for number in range(count):
+            self.hire(number)
+
+    def hire(self, bundle: int) -> None:
+        "Begin to start a process in that bundle; it is on the bench from now on."
+        name, workers = f"{self.hired}", self.workers
+        self.hired += 1
+        actor = self.ray.remote(max_restarts=0, max_task_retries=0)(WorkerProcess)
+        placed = actor.options(
+            num_cpus=1, num_gpus=workers.gpus_each, scheduling_strategy=in_bundle(self.group, bundle)
+        ).remote(name, self.meeting, workers.backend, bool(workers.gpus_each), self.log_folder)
+        member = Member(name, bundle, placed, placed.where.remote())
+        self.members.append(member)
+        self.bench.append(member)
+
+    def take(self, wait: float) -> Member | None:
+        "The first of the bench that is up, which leaves it; None if none is within `wait` seconds."
+        deadline = time.monotonic() + wait
+        while self.bench:
+            answers = {member.answer: member for member in self.bench}
+            up, _ = self.ray.wait(list(answers), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not up:
+                return None
+            member = answers[up[0]]
+            self.bench.remove(member)
+            try:
+                member.place = self.ray.get(member.answer)
+                return member
+            except self.ray.exceptions.RayError as error:
+                self.lost, self.why = self.lost + 1, f": {str(error).strip().splitlines()[0]}"
+                self.dismiss(member, replace=self.lost <= MAX_LOST)
+        return None
+
+    def recall(self, members: Sequence[Member]) -> None:
+        "Put members back on the bench, for another job, once they say that they are still there."
+        for member in members:
+            member.at_work, member.answer = False, member.actor.where.remote()
+        self.bench = [*members, *self.bench]
+
+    def end(self, member: Member, why: str) -> None:
+        "End a process, however stuck it is."
+        place = member.place
+        member.ended = why + (" (its process is stopped)" if stopped(place) else "")
+        if place.host == socket.gethostname() and _is_ours(place.pid):
+            with suppress(OSError):
+                os.kill(place.pid, signal.SIGKILL)  # Ray takes seconds to end a stopped process
+        self.ray.kill(member.actor)
+
+    def dismiss(self, member: Member, replace: bool = False) -> None:
+        "Do without a process, which ends; another one begins to start in its place if it is to be replaced."
+        self.end(member, member.ended)
+        self.members.remove(member)
+        if member in self.bench:
+            self.bench.remove(member)
+        if replace:
+            self.hire(member.bundle)
+
+    def close(self) -> None:
+        "End all."
+        for member in list(self.members):
+            self.ray.kill(member.actor)
+
+
+def _is_ours(pid: int) -> bool:
+    "Whether that process number is still one of Ray's workers, and not by now somebody else's."
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    except OSError:
+        return False
+
+
+def stopped(place: Place) -> bool:
+    "Whether a process of this machine is stopped by a signal."
+    try:
+        stat = Path(f"/proc/{place.pid}/stat").read_text()
+    except OSError:
+        return False
+    return place.host == socket.gethostname() and stat.rpartition(")")[2].split()[0] == "T"

@@ -1,0 +1,194 @@
+"Faults: what can go wrong in a rank, and from what was seen to what is to be done, as pure decisions."
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import getpid
+
+from cluster.comms import PeerLost
+from cluster.messages import Chunk, Report
+from cluster.pulse import Life
+from learner.errors import UserError
+
+PATIENCE = 10.0  # a rank that says nothing for so long is gone: its pulse comes five times a second
+STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
+FACTOR = 10.0  # how many of the slowest steps so far one may last before it counts as a hang
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a run puts up with: so many faults of each kind, and no fewer workers than these.
+
+    `spares` workers wait at the ready; for another replacement a run waits `wait` seconds. A rank that makes no
+    progress for `hang_after` seconds, or for longer if its steps are known to last, is ended and replaced.
+    """
+
+    max_restarts: int = 10
+    min_workers: int = 1
+    spares: int = 0
+    wait: float = 60.0
+    hang_after: float = 60.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in one rank, as text, since exceptions do not travel well.
+
+    `kind` is user (a UserError: its message says all), error (an exception: `trace` says where), died (the process is
+    gone), preempted (its machine was taken back), hung (it had to be ended), or peer (a consequence of another rank's
+    failure). `report` is what it had done before of what it was told to do last.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    kind: str
+    message: str
+    trace: str = ""
+    step: int = -1
+    report: Report | None = None
+
+    @classmethod
+    def of(cls, rank: int, error: BaseException, step: int = -1, report: Report | None = None) -> Failure:
+        "The failure of this process."
+        kind = "user" if isinstance(error, UserError) else "peer" if isinstance(error, PeerLost) else "error"
+        message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
+        return cls(rank, socket.gethostname(), getpid(), kind, message, traceback.format_exc(), step, report)
+
+    def __str__(self) -> str:
+        where = f"rank {self.rank} (host {self.host}, pid {self.pid})"
+        return f"{where}: {self.message}" + (f"\n{self.trace.rstrip()}" if self.kind == "error" else "")
+
+
+class WorkersFailed(UserError):
+    """One or more workers failed, and the run can't go on: `reason` says why, if not by itself.
+
+    The root cause comes first; ranks that only lost touch with it are counted.
+    """
+
+    def __init__(self, failures: Iterable[Failure], reason: str = "") -> None:
+        gravity = ["user", "error", "died", "preempted", "hung", "peer"]
+        worst = sorted(failures, key=lambda failure: (gravity.index(failure.kind), failure.rank))
+        self.failures: list[Failure] = []  # of each rank its worst
+        for failure in worst:
+            if all(failure.rank != other.rank for other in self.failures):
+                self.failures.append(failure)
+        causes = [failure for failure in self.failures if failure.kind != "peer"] or self.failures[:1]
+        others = len(self.failures) - len(causes)
+        lost = f"\n({others} more lost touch with a failed worker)" if others else ""
+        why = f"\n{reason}" if reason else ""
+        super().__init__("a worker failed: " + "\n".join(map(str, causes)) + lost + why)
+
+
+class NoneLeft(WorkersFailed):
+    "No worker is left that holds the run's state: the newest checkpoint is all there is."
+
+
+def hung(lives: Mapping[int, Life], limit: float, deserted: float | None = None) -> dict[int, str]:
+    """Which of the ranks that are being waited for must be ended, and what is wrong with them.
+
+    A silent rank is gone. One that stands still beyond `limit` seconds is stuck, unless it waits for another. Where
+    all wait for each other, nobody can tell who is to blame: ending one frees the others. Once a rank has failed,
+    those that wait in a collective for more than `deserted` seconds were not freed by it and never will be.
+    """
+    silence = min(PATIENCE, limit)
+    silent = {
+        rank: f"gave no sign of life for {life.silent:.1f} s" for rank, life in lives.items() if life.silent > silence
+    }
+    if silent:
+        return silent
+    waiting = {rank for rank, life in lives.items() if life.sign.doing == "communication"}
+    stuck = {
+        rank: life
+        for rank, life in lives.items()
+        if life.still > limit + (STARTING if life.sign.doing == "starting" else 0)
+    }
+    if guilty := stuck.keys() - waiting:
+        return {rank: f"stands still for {stuck[rank].still:.1f} s, {doing(stuck[rank])}" for rank in sorted(guilty)}
+    if deserted is not None:
+        return {rank: "still waits for a rank that is gone" for rank in sorted(waiting) if lives[rank].still > deserted}
+    if stuck and stuck.keys() == lives.keys():
+        last = min(stuck, key=lambda rank: (stuck[rank].sign.step, -rank))
+        return {last: f"waits for the others, as they for it, for {stuck[last].still:.1f} s"}
+    return {}
+
+
+def doing(life: Life) -> str:
+    "What a rank is at, in words."
+    at = {"data": "reading data", "computing": "computing", "starting": "starting"}
+    return f"{at.get(life.sign.doing, life.sign.doing)} at step {life.sign.step}"
+
+
+def verdict(failures: Sequence[Failure], before: Sequence[Failure], tolerance: Tolerance) -> str | None:
+    "Why a run must end at these failures, in words that may be empty; None if it can go on. `before` are older ones."
+    if any(failure.kind == "user" for failure in failures):
+        return ""
+    for failure in failures:
+        same = [old for old in before if (old.kind, old.message, old.step) == ("error", failure.message, failure.step)]
+        if failure.kind == "error" and same:
+            return f"the same error came at step {failure.step} before, in another process: this is a bug"
+    for kind in ("error", "died", "preempted", "hung", "peer"):
+        count = sum(failure.kind == kind for failure in (*before, *failures))
+        if any(failure.kind == kind for failure in failures) and count > tolerance.max_restarts:
+            return f"{count} faults of the kind {kind!r} are more than --max-restarts {tolerance.max_restarts} allows"
+    return None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Where the survivors of a failure stand, in what they were told to do.
+
+    `done` has, for each chunk or part of one that is done, its reports, and the ranks whose reports are lost;
+    `rest` is what is still to do. The ranks in `lead` hold the newest state; those `behind` must take it over.
+    """
+
+    done: list[tuple[list[Report], list[int]]] = field(default_factory=list)
+    rest: list[Chunk] = field(default_factory=list)
+    lead: list[int] = field(default_factory=list)
+    behind: list[int] = field(default_factory=list)
+
+
+Results = Sequence[Report | Failure]
+
+
+def agree(sent: Sequence[tuple[Chunk, Results]]) -> Agreement:
+    """From the chunks that were under way and each rank's answer, find the last step that a survivor has completed.
+
+    A step that one survivor has completed has happened: its gradients came from all. A validation changes nothing,
+    so that a chunk of it which any rank has failed to report is simply repeated.
+    """
+    ranks = range(len(sent[0][1]))
+    steps = {rank: sum(_steps(results[rank]) for _, results in sent) for rank in ranks}
+    alive = [rank for rank in ranks if all(_survived(results[rank]) for _, results in sent)]
+    furthest = max((steps[rank] for rank in alive), default=0)
+    lead = [rank for rank in alive if steps[rank] == furthest]
+    found, left = Agreement(lead=lead, behind=[rank for rank in alive if rank not in lead]), furthest
+    for chunk, results in sent:
+        whole = all(isinstance(result, Report) for result in results)
+        n = min(left, len(chunk.hypers)) if chunk.train else len(chunk.hypers) * (whole and not found.rest)
+        reports = [report for report in map(_report, results) if report and len(report.chunk.hypers) == n]
+        left -= n
+        if n:
+            told = {report.rank for report in reports}
+            found.done.append((reports, [rank for rank in ranks if rank not in told]))
+        if n < len(chunk.hypers):
+            found.rest.append(
+                replace(chunk, first=chunk.first + n, step=chunk.step + n * chunk.train, hypers=chunk.hypers[n:])
+            )
+    return found
+
+
+def _report(result: Report | Failure) -> Report | None:
+    return result if isinstance(result, Report) else result.report
+
+
+def _steps(result: Report | Failure) -> int:
+    report = _report(result)
+    return len(report.chunk.hypers) if report and report.chunk.train else 0
+
+
+def _survived(result: Report | Failure) -> bool:
+    return isinstance(result, Report) or result.kind == "peer"

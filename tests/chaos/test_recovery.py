@@ -1,0 +1,206 @@
+"Whatever befalls a worker, wherever in a step: the run goes on, and is bit for bit the one that nothing befell."
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.faults import NoneLeft, WorkersFailed
+from cluster.messages import Chunk, Job, Report
+from cluster.ray_gang import RayGang
+from tests.chaos.injector import KINDS, PHASES, Fault, Plan
+
+STEPS = 7  # in an epoch: 53 pictures in batches of 8
+EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    "All that a run leaves: the sums of each batch, of training and of validation, and each rank's state."
+
+    trained: list[tuple[float, ...]]
+    valid: list[tuple[float, ...]]
+    prints: list[str]
+    places: list[int]
+
+
+@pytest.fixture(scope="module")
+def chaos_job(job: Job) -> Job:
+    "With all that a step may change: BatchNorm's statistics, momentum, averaged weights."
+    return replace(job, arch="simple_cnn_bn", momentum=0.9, ema=0.9)
+
+
+@pytest.fixture
+def gang(ray_gang: RayGang, fault_plan: Plan) -> Iterator[RayGang]:
+    "The gang, quick to call a worker hung, and afterwards as it was."
+    before, ray_gang.notice = (ray_gang.tolerance, ray_gang.notice), lambda text: None
+    ray_gang.tolerance = replace(ray_gang.tolerance, hang_after=1.5, max_restarts=1000)
+    fault_plan.write([])
+    yield ray_gang
+    fault_plan.write([])
+    ray_gang.tolerance, ray_gang.notice = before
+
+
+def chunks(train: bool, epoch: int, length: int) -> Iterator[Chunk]:
+    "An epoch in chunks of that length."
+    n = STEPS if train else 4
+    for first in range(0, n, length):
+        size = min(length, n - first)
+        hypers = tuple({"lr": 0.1 / (1 + first + i)} if train else {} for i in range(size))
+        yield Chunk(train, epoch, first, epoch * STEPS + first * train + STEPS * (not train), hypers)
+
+
+def columns(reports: list[Report]) -> list[tuple[float, ...]]:
+    "What each batch of a chunk came to."
+    return list(zip(*reports[0].batches.values()))
+
+
+def drive(gang: RayGang, epochs: int = EPOCHS, length: int = 3) -> Run:
+    "Train, take a checkpoint, and validate; as the driver does."
+    found: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
+    places = []
+    for epoch in range(epochs):
+        for train in (True, False):
+            for reports in gang.stream(chunks(train, epoch, length)):
+                found[train] += columns(reports)
+                places += [reports[0].chunk.first + i for i in range(len(reports[0].chunk.hypers))]
+            gang.call_first("snapshot")
+    return Run(found[True], found[False], gang.call("fingerprint"), places)
+
+
+@pytest.fixture(scope="module")
+def healthy(ray_gang: RayGang, fault_plan: Plan, chaos_job: Job) -> Run:
+    "The run that nothing befell."
+    fault_plan.write([])
+    ray_gang.start(chaos_job, 3)
+    return drive(ray_gang)
+
+
+def cases() -> Iterator[Any]:
+    "Each phase with each kind; the first of each phase and of each kind are quick enough for every day."
+    for i, phase in enumerate(PHASES):
+        for j, kind in enumerate(KINDS):
+            rank = 0 if phase == "checkpoint" else (i + j) % 3
+            step = {"validate": STEPS, "checkpoint": STEPS}.get(phase, (2 * i + 3 * j) % (STEPS * EPOCHS))
+            daily = (j - i) % len(KINDS) in (0, 2)
+            marks = () if daily else (pytest.mark.slow,)
+            yield pytest.param(Fault(rank, step, phase, kind), id=f"{phase}-{kind}", marks=marks)
+
+
+@pytest.mark.parametrize("fault", list(cases()))
+def test_one_fault(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, fault: Fault) -> None:
+    gang.start(chaos_job, 3)
+    said: list[str] = []
+    gang.notice = said.append
+    fault_plan.write([fault])
+    assert drive(gang) == healthy
+    assert fault_plan.fired() == 1
+    assert len(said) == 1
+    assert f"rank {fault.rank} " in said[0]
+    hangs = {"SIGSTOP": "no sign of life", "sleep": "stands still"}
+    assert hangs.get(fault.kind, "injected" if fault.kind == "raise" else "died") in said[0]
+
+
+def test_two_at_once(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
+    gang.start(chaos_job, 3)
+    fault_plan.write([Fault(0, 4, "forward", "SIGKILL"), Fault(2, 4, "update", "SIGKILL")])
+    assert drive(gang) == healthy
+
+
+def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> None:
+    "A run in which every epoch has faults of any kind at any place."
+    rng, epochs = random.Random(seed), faults // 2
+    gang.start(job, 3)
+    fault_plan.write([])
+    wanted = drive(gang, epochs)
+    plan = []
+    for number in range(faults):
+        phase = rng.choice(PHASES[:-2])
+        plan.append(Fault(rng.randrange(3), number * STEPS // 2 + rng.randrange(3), phase, rng.choice(KINDS)))
+    gang.start(job, 3)
+    fault_plan.write(plan)
+    assert drive(gang, epochs) == wanted
+    assert fault_plan.fired() == faults
+
+
+def test_a_few_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    soak(gang, fault_plan, chaos_job, 8, seed=1)
+
+
+@pytest.mark.slow
+def test_two_hundred_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    soak(gang, fault_plan, chaos_job, 200, seed=2)
+
+
+def test_all_at_once_leave_nothing(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    gang.start(chaos_job, 3)
+    fault_plan.write([Fault(rank, 3, "backward", "SIGKILL") for rank in range(3)])
+    with pytest.raises(NoneLeft, match="process died"):
+        drive(gang)
+    assert gang.salvage() is None
+
+
+def test_the_same_error_twice_is_a_bug(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
+    gang.start(chaos_job, 3)
+    fault_plan.write([Fault(1, 5, "backward", "raise", times=2)])
+    with pytest.raises(WorkersFailed, match=r"(?s)RuntimeError: injected.*the same error came at step 5 before"):
+        drive(gang)
+    salvaged = gang.salvage()
+    assert salvaged is not None, "the others hold the last completed step"
+    fault_plan.write([])
+    gang.start(chaos_job, 3)
+    gang.call("load", salvaged)
+    rest = Chunk(True, 0, 5, 5, ({"lr": 0.1 / 6}, {"lr": 0.1 / 7}))
+    (reports,) = gang.stream([rest])
+    assert columns(reports) == healthy.trained[5:STEPS], "with which the run goes on"
+
+
+def test_too_many_faults_end_the_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    gang.start(chaos_job, 3)
+    gang.tolerance = replace(gang.tolerance, max_restarts=1)
+    fault_plan.write([Fault(1, 2, "data", "exit"), Fault(2, 5, "data", "exit")])
+    with pytest.raises(WorkersFailed, match="2 faults of the kind 'died' are more than --max-restarts 1"):
+        drive(gang)
+    assert gang.salvage() is not None
+
+
+def test_fewer_go_on_and_grow_again(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
+    gang.start(chaos_job, 3)
+    gang.tolerance = replace(gang.tolerance, wait=0.0)
+    spare = gang.crew.take(60.0)  # out of reach
+    assert spare is not None
+    fault_plan.write([Fault(0, 2, "reduce", "SIGKILL")])
+    first = [row for reports in gang.stream(chunks(True, 0, 3)) for row in columns(reports)]
+    assert gang.world_size == 2
+    np.testing.assert_allclose(first, healthy.trained[:STEPS], rtol=1e-4)
+    gang.crew.bench.append(spare)
+    gang.grow()
+    assert gang.world_size == 3
+    second = [row for reports in gang.stream(chunks(True, 1, 3)) for row in columns(reports)]
+    np.testing.assert_allclose(second, healthy.trained[STEPS:], rtol=1e-3)
+    assert len(set(gang.call("fingerprint"))) == 1
+
+
+def test_no_fewer_than_were_asked_for(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    gang.start(chaos_job, 3)
+    gang.tolerance = replace(gang.tolerance, wait=0.0, min_workers=3)
+    spare = gang.crew.take(60.0)
+    assert spare is not None
+    fault_plan.write([Fault(1, 2, "forward", "SIGKILL")])
+    with pytest.raises(WorkersFailed, match="2 workers are fewer than --min-workers allows"):
+        drive(gang)
+    gang.crew.bench.append(spare)
+
+
+def test_the_pictures_that_a_dead_rank_skipped_are_known(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    from learner.data.files import Labelled
+
+    files = tuple("/no/such.jpg" if i % 5 == 0 else file for i, file in enumerate(chaos_job.train.files))
+    mine = replace(chaos_job, train=Labelled(files, chaos_job.train.targets), skip_bad_images=True)
+    gang.start(mine, 3)
+    fault_plan.write([Fault(1, 5, "forward", "SIGKILL")])
+    bad = [image for reports in gang.stream(chunks(True, 0, 7)) for report in reports for image in report.bad_images]
+    assert len(bad) == sum(file == "/no/such.jpg" for file in files)
