@@ -241,13 +241,14 @@ class Worker:
             cb.load_state_dict(state)
         self.reducer.reset()
 
+    def checksums(self) -> dict[str, str]:
+        "Of each tensor that training changes, by the names that `snapshot` gives them."
+        named = ((f"{n}/{name}", t) for n, state in enumerate(self._states()) for name, t in sorted(state.items()))
+        return {name: f"{zlib.crc32(tensor.cpu().numpy().tobytes()):08x}" for name, tensor in named}
+
     def fingerprint(self) -> str:
         "A checksum of all bits that training changes: equal on all ranks, or something is wrong."
-        crc = 0
-        for state in self._states():
-            for name in sorted(state):
-                crc = zlib.crc32(state[name].cpu().numpy().tobytes(), zlib.crc32(name.encode(), crc))
-        return f"{crc:08x}"
+        return f"{zlib.crc32(str(self.checksums()).encode()):08x}"
 
     def state(self) -> dict[str, np.ndarray]:
         "A copy by name of the model's tensors, averaged ones where there are."

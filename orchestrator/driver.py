@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,8 +128,19 @@ def fingerprint(gang: Gang, when: str) -> str:
     prints = gang.call("fingerprint")
     common = max(set(prints), key=prints.count)
     if strays := [rank for rank, one in enumerate(prints) if one != common]:
-        raise Replicas(f"replicas differ {when}: ranks {strays} do not hold what the others hold ({common}): {prints}")
+        first = first_difference(gang.call("checksums"))
+        raise Replicas(
+            f"replicas differ {when}, first in {first}: ranks {strays} do not hold what the others hold ({common}): "
+            f"{prints}; --resume last goes back to when they were equal"
+        )
     return common
+
+
+def first_difference(checksums: Sequence[Mapping[str, str]]) -> str:
+    "The name of the first tensor whose checksum is not the same on all ranks."
+    names = [name for name in checksums[0] if len({one.get(name) for one in checksums}) > 1]
+    number, _, name = names[0].partition("/") if names else ("", "", "a tensor that not all have")
+    return {"0": name, "1": f"the optimizer's {name}"}.get(number, name)
 
 
 def one_pass(

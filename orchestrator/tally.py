@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from cluster.worker import Report
@@ -70,6 +71,15 @@ class Tally:
         "Images per second of each rank while it did not wait for others."
         busy = {rank: spent["total"] - spent["communication"] for rank, spent in self.seconds.items()}
         return {rank: self.samples[rank] / seconds if seconds > 0 else 0.0 for rank, seconds in busy.items()}
+
+    def slow(self, factor: float = 3.0) -> dict[int, float]:
+        "The ranks that work so much more slowly than the median of the others, and how many times as slowly."
+        speeds, found = self.worker_speed(), dict[int, float]()
+        for rank, speed in speeds.items():
+            others = [other for number, other in speeds.items() if number != rank]
+            if others and speed > 0 and median(others) > factor * speed:
+                found[rank] = median(others) / speed
+        return found
 
     def waiting(self, part: str) -> float:
         "The fraction of the workers' time that went into waiting for `part`: data or communication."

@@ -2,11 +2,16 @@
 
 import os
 import random
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.comms import PeerLost
-from cluster.faults import Failure, WorkersFailed
+from cluster.faults import Failure, Tolerance, WorkersFailed, agree, hung, verdict
+from cluster.messages import Chunk, Report
+from cluster.pulse import Life, Sign
 from learner.errors import UserError
 
 
@@ -50,3 +55,130 @@ def test_peers_alone_are_not_hidden() -> None:
     text = str(WorkersFailed([failure(1, "peer"), failure(0, "peer")]))
     assert text.startswith("a worker failed: rank 0 (host node7, pid 100): peer of 0")
     assert "1 more" in text
+
+
+def chunk(first: int, n: int, train: bool = True) -> Chunk:
+    "Batches `first` to `first + n` of the first epoch."
+    return Chunk(train, 0, first, first if train else 7, ({"lr": 0.1},) * n)
+
+
+def report(rank: int, whole: Chunk, done: int) -> Report:
+    "What a rank says that has done so many batches of a chunk."
+    part = replace(whole, hypers=whole.hypers[:done])
+    return Report(rank, part, {"count": [8.0] * done, "loss": [1.0] * done}, 4, {})
+
+
+def result(rank: int, whole: Chunk, done: int | None) -> Report | Failure:
+    "All of a chunk; or some of it, and then a peer was lost; or None: the rank died."
+    if done is None:
+        return failure(rank, "died")
+    made = report(rank, whole, done)
+    return made if done == len(whole.hypers) else replace(failure(rank, "peer"), report=made)
+
+
+@st.composite
+def accidents(draw: st.DrawFn) -> list[tuple[Chunk, list[Report | Failure]]]:
+    "Two training chunks under way, and survivors that got equally far, or one step further."
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=2))
+    common = draw(st.integers(0, sum(lengths)))
+    ranks = [draw(st.sampled_from(["dead", "same", "ahead"])) for _ in range(draw(st.integers(2, 5)))]
+    sent, first = [], 0
+    for length in lengths:
+        whole, results = chunk(first, length), list[Report | Failure]()
+        for rank, kind in enumerate(ranks):
+            steps = min(sum(lengths), common + (kind == "ahead"))
+            results.append(result(rank, whole, None if kind == "dead" else min(length, max(0, steps - first))))
+        sent.append((whole, results))
+        first += length
+    return sent
+
+
+@given(accidents())
+def test_survivors_agree_on_the_last_step_that_one_completed(sent: list[tuple[Chunk, list[Report | Failure]]]) -> None:
+    found = agree(sent)
+    ranks, total = len(sent[0][1]), sum(len(whole.hypers) for whole, _ in sent)
+    dead = [rank for rank in range(ranks) if any(one.rank == rank and _died(one) for one in sent[0][1])]
+    assert sorted([*found.lead, *found.behind, *dead]) == list(range(ranks))
+    done = sum(len(reports[0].chunk.hypers) for reports, _ in found.done)
+    todo = sum(len(one.hypers) for one in found.rest)
+    if not found.lead:
+        assert done == 0
+    assert done + todo == total, "each step is done, or still to do"
+    numbers = [reports[0].chunk.first + i for reports, _ in found.done for i in range(len(reports[0].chunk.hypers))]
+    numbers += [one.first + i for one in found.rest for i in range(len(one.hypers))]
+    assert numbers == list(range(total)), "in order, and none twice"
+    assert all(one.step == one.first for one in found.rest)
+    for reports, lost in found.done:
+        assert sorted([*(one.rank for one in reports), *lost]) == list(range(ranks))
+    for rank in found.behind:
+        steps = sum(_done(results[rank]) for _, results in sent)
+        assert steps < sum(_done(results[found.lead[0]]) for _, results in sent)
+
+
+def _died(one: Report | Failure) -> bool:
+    return isinstance(one, Failure) and one.kind == "died"
+
+
+def _done(one: Report | Failure) -> int:
+    made = one if isinstance(one, Report) else one.report
+    return len(made.chunk.hypers) if made else 0
+
+
+def test_a_validation_that_one_rank_did_not_report_is_done_again() -> None:
+    first, second = chunk(0, 2, train=False), chunk(2, 2, train=False)
+    found = agree(
+        [(first, [report(0, first, 2), report(1, first, 2)]), (second, [report(0, second, 2), failure(1, "died")])]
+    )
+    assert [(one.first, len(one.hypers), one.step) for one in found.rest] == [(2, 2, 7)]
+    assert [[one.rank for one in reports] for reports, _ in found.done] == [[0, 1]]
+    assert found.lead == [0]
+
+
+def life(doing: str, silent: float = 0.1, still: float = 0.1, step: int = 5) -> Life:
+    return Life(Sign(9, step, doing), silent, still)
+
+
+@pytest.mark.parametrize(
+    ("lives", "ended"),
+    [
+        ({0: life("computing"), 1: life("communication", still=9)}, []),
+        ({0: life("computing", still=31), 1: life("communication", still=31)}, [0]),
+        ({0: life("data", still=31), 1: life("computing", still=31), 2: life("communication", still=31)}, [0, 1]),
+        ({0: life("computing", silent=11), 1: life("communication", still=60)}, [0]),
+        ({0: life("computing", silent=9), 1: life("communication", still=20)}, []),
+        ({0: life("communication", still=31), 1: life("communication", still=31)}, [1]),
+        ({0: life("communication", still=31, step=4), 1: life("communication", still=31)}, [0]),
+        ({0: life("communication", still=31), 1: life("computing", still=12)}, []),
+        ({0: life("starting", still=31)}, []),
+        ({0: life("starting", still=91)}, [0]),
+    ],
+)
+def test_who_is_to_blame_for_a_standstill(lives: dict[int, Life], ended: list[int]) -> None:
+    assert list(hung(lives, limit=30)) == ended
+
+
+def test_who_waits_for_a_dead_rank_is_freed_by_that_or_ended() -> None:
+    lives = {0: life("communication", still=1), 1: life("communication", still=3), 2: life("computing", still=20)}
+    assert list(hung(lives, 30, deserted=2)) == [1]
+    assert list(hung({2: lives[2]}, 30, deserted=2)) == [], "it has not yet come to the collective"
+
+
+@given(st.sampled_from(["died", "hung", "preempted", "error"]), st.integers(0, 5), st.integers(0, 5))
+def test_each_kind_of_fault_has_its_own_budget(kind: str, allowed: int, before: int) -> None:
+    tolerance = Tolerance(max_restarts=allowed)
+    old = [replace(failure(0, kind), step=step, message=f"{step}") for step in range(before)]
+    others = [failure(1, other) for other in ("died", "hung", "preempted") if other != kind] * (allowed + 1)
+    reason = verdict([replace(failure(2, kind), message="new")], [*old, *others], tolerance)
+    assert (reason is None) == (before + 1 <= allowed)
+    assert reason is None or f"--max-restarts {allowed}" in reason
+
+
+def test_what_a_user_has_to_mend_is_not_tried_again() -> None:
+    assert verdict([failure(0, "user"), failure(1, "peer")], [], Tolerance()) == ""
+
+
+def test_an_error_may_come_once() -> None:
+    bug = replace(failure(0, "error"), step=7)
+    assert verdict([bug], [], Tolerance()) is None
+    assert verdict([bug], [replace(bug, step=6)], Tolerance()) is None
+    assert "at step 7 before" in (verdict([bug], [replace(bug, rank=2)], Tolerance()) or "")

@@ -44,8 +44,13 @@ class FakeGang:
         return Report(rank, chunk, batches, sum(counts), {"total": 0.01, "data": 0.0, "communication": 0.0})
 
     def call(self, method: str, *args: Any) -> list[Any]:
+        if method == "checksums":
+            return [{"0/weight": "1", "0/bias": one, "1/0.grad_avg": one} for one in self.prints]
         assert method == "fingerprint"
         return self.prints
+
+    def grow(self) -> None:
+        pass
 
 
 class FakeTracker:
@@ -163,7 +168,7 @@ def test_a_lost_or_doubled_sample_is_noticed(lost: int) -> None:
 def test_replicas_that_differ_end_the_run() -> None:
     gang = FakeGang(PLAN)
     gang.prints = ["aa", "bb", "aa", "cc"]
-    with pytest.raises(Replicas, match=r"after epoch 0: ranks \[1, 3\]"):
+    with pytest.raises(Replicas, match=r"after epoch 0, first in bias: ranks \[1, 3\]"):
         train(PLAN, gang, FakeTracker())  # type: ignore[arg-type]
     assert fingerprint(FakeGang(PLAN), "now") == "aa"  # type: ignore[arg-type]
 

@@ -68,3 +68,14 @@ def test_nothing_is_divided_by_nothing() -> None:
     idle = {"total": 1.0, "data": 0.0, "communication": 1.0}
     tally.add([report(0, [0.0, 0.0], [0, 0], seconds=idle)])
     assert tally.worker_speed() == {0: 0.0}
+
+
+def test_a_slow_rank_is_known() -> None:
+    tally = Tally()
+    crawling = {"total": 12.0, "data": 0.5, "communication": 1.0}
+    ranks = [
+        report(rank, [1.0, 1.0], [15, 15], own=10, seconds=crawling if rank == 2 else SECONDS) for rank in range(3)
+    ]
+    tally.add(ranks)
+    assert tally.slow() == {2: pytest.approx(11.0)}
+    assert tally.slow(factor=12.0) == {}
