@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.comms import Store
-from cluster.crew import Crew, Member, Workers
+from cluster.crew import PLACEMENT_TIMEOUT, Crew, Member, Workers
 from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, hung, verdict
 from cluster.gang import Seat
 from cluster.messages import Chunk, Job, Report
@@ -79,11 +79,10 @@ class RayGang:
         self.failures, self.newest = [], set()
         self.crew.recall(self.seated)
         self.seated = []
-        self._seat(world_size)
+        wait = max(self.tolerance.wait, PLACEMENT_TIMEOUT)
+        self._seat(world_size, wait)
         if len(self.seated) < world_size:
-            raise UserError(
-                f"only {self.world_size} of {world_size} workers started in {self.tolerance.wait:g} s{self.crew.why}"
-            )
+            raise UserError(f"only {self.world_size} of {world_size} workers started in {wait:g} s{self.crew.why}")
         self.seated.sort(key=lambda member: (member.place.node, member.bundle))
         if failures := self._regroup():
             raise WorkersFailed(failures)
@@ -253,9 +252,9 @@ class RayGang:
         if self.world_size < self.tolerance.min_workers:
             raise WorkersFailed(failures, f"{self.world_size} workers are fewer than --min-workers allows")
 
-    def _seat(self, world_size: int) -> None:
-        "Fill seats from the bench, as far as processes come up in time."
-        deadline = time.monotonic() + self.tolerance.wait
+    def _seat(self, world_size: int, wait: float) -> None:
+        "Fill seats from the bench, as far as processes come up in so many seconds."
+        deadline = time.monotonic() + wait
         while len(self.seated) < world_size:
             member = self.crew.take(max(0.0, deadline - time.monotonic()))
             if member is None:

@@ -1,0 +1,94 @@
+"Machines that go: three raylets on one computer, of which one is killed in the midst of training."
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.messages import Job
+
+DRIVER = """
+import dataclasses, json, os, pickle, sys, time
+from pathlib import Path
+from cluster.ray_cluster import own_ray
+ray = own_ray()
+from ray.cluster_utils import Cluster
+from cluster.crew import Workers
+from cluster.faults import Tolerance
+from cluster.messages import Chunk
+from cluster.ray_gang import RayGang
+
+job, folder = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
+room = int(sys.argv[3])  # CPU slots on the machine that stays
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": room, "object_store_memory": 100 * 2**20})
+away = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+cluster.wait_for_nodes()
+said = []
+tolerance = Tolerance(wait=15.0 if room > 2 else 1.0, hang_after=5.0)
+gang = RayGang(job, Workers(3, 0.0, "gloo", cluster.address), folder / "logs", tolerance, said.append)
+where = [place.node for place in gang.places]
+nodes = ray.get([member.actor.__ray_call__.remote(
+    lambda _: __import__("ray").get_runtime_context().get_node_id()) for member in gang.seated])
+
+def epoch(at=None):
+    losses = []
+    for number in range(4):
+        chunk = Chunk(True, number, 0, 7 * number, ({"lr": 0.05},) * 7)
+        for reports in gang.stream([chunk]):
+            losses += reports[0].losses
+        if number == at:
+            cluster.remove_node(away, allow_graceful=False)
+    return losses, gang.call("fingerprint")
+
+healthy = epoch()
+gang.start(job, 3)
+began = time.monotonic()
+hit = epoch(at=1)
+print(json.dumps({"nodes": len(set(nodes)), "healthy": healthy, "hit": hit, "said": said, "left": gang.world_size,
+                  "seconds": time.monotonic() - began}), flush=True)
+gang.close()
+cluster.shutdown()
+"""
+
+
+def lose_a_node(job: Job, folder: Path, room: int) -> dict[str, Any]:
+    "What a driver saw of a run of three workers on two machines, one of which was lost."
+    (folder / "driver.py").write_text(DRIVER)
+    (folder / "job").write_bytes(pickle.dumps(job))
+    quick = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {f"RAY_health_check_{name}": value for name, value in quick.items()}
+    temporary = tempfile.mkdtemp(dir="/tmp")  # Ray's sockets need a short path, and `Cluster` takes it from here
+    env |= {"RAY_TMPDIR": temporary, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, folder / "driver.py", folder / "job", folder, str(room)],
+        capture_output=True, text=True, timeout=200, check=False, env=env,
+    )  # fmt: skip
+    shutil.rmtree(temporary, ignore_errors=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert lines, done.stdout + done.stderr
+    return json.loads(lines[-1])
+
+
+def test_another_machine_takes_over(job: Job, tmp_path: Path) -> None:
+    seen = lose_a_node(job, tmp_path, room=4)
+    assert seen["nodes"] >= 1
+    assert seen["hit"] == seen["healthy"], "bit for bit"
+    assert seen["left"] == 3
+
+
+def test_the_others_go_on_alone(job: Job, tmp_path: Path) -> None:
+    seen = lose_a_node(job, tmp_path, room=2)
+    assert seen["nodes"] == 2
+    assert len(seen["said"]) == 1 and "died" in seen["said"][0]
+    assert seen["left"] == 2
+    losses, _ = seen["hit"]
+    assert losses == pytest.approx(seen["healthy"][0], rel=1e-3)
+    assert len(losses) == 28, "no step is repeated, none is lost"
