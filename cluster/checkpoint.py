@@ -7,6 +7,7 @@ complete, and one that the disk damaged later is seen and passed over. Nothing i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -51,6 +52,8 @@ class Checkpoints:
         about["sha256"] = _digest(content, about)
         try:
             aside.mkdir(parents=True)
+            if shutil.disk_usage(aside).free < len(content):  # what others write meanwhile shall not lack that room
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside))
             _write(aside / STATE, content)
             _write(aside / META, json.dumps(about).encode())
             _sync(aside)

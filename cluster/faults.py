@@ -37,9 +37,9 @@ class Tolerance:
 class Failure:
     """What went wrong in one rank, as text, since exceptions do not travel well.
 
-    `kind` is user (a UserError: its message says all), error (an exception: `trace` says where), died (the process is
-    gone), preempted (its machine was taken back), hung (it had to be ended), or peer (a consequence of another rank's
-    failure). `report` is what it had done before of what it was told to do last.
+    `kind` is user (a UserError: its message says all), nan (a NotFinite), error (an exception: `trace` says where),
+    died (the process is gone), preempted (its machine was taken back), hung (it had to be ended), or peer (a
+    consequence of another rank's failure). `report` is what it had done before of what it was told to do last.
     """
 
     rank: int
@@ -54,8 +54,9 @@ class Failure:
     @classmethod
     def of(cls, rank: int, error: BaseException, step: int = -1, report: Report | None = None) -> Failure:
         "The failure of this process."
-        kind = "user" if isinstance(error, UserError) else "peer" if isinstance(error, PeerLost) else "error"
-        message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
+        kinds = {NotFinite: "nan", UserError: "user", PeerLost: "peer"}
+        kind = next((name for of, name in kinds.items() if isinstance(error, of)), "error")
+        message = str(error) if kind in ("nan", "user") else f"{type(error).__name__}: {error}"
         return cls(rank, socket.gethostname(), getpid(), kind, message, traceback.format_exc(), step, report)
 
     def __str__(self) -> str:
@@ -70,7 +71,7 @@ class WorkersFailed(UserError):
     """
 
     def __init__(self, failures: Iterable[Failure], reason: str = "") -> None:
-        gravity = ["user", "error", "died", "preempted", "hung", "peer"]
+        gravity = ["nan", "user", "error", "died", "preempted", "hung", "peer"]
         worst = sorted(failures, key=lambda failure: (gravity.index(failure.kind), failure.rank))
         self.failures: list[Failure] = []  # of each rank its worst
         for failure in worst:
@@ -83,8 +84,17 @@ class WorkersFailed(UserError):
         super().__init__("a worker failed: " + "\n".join(map(str, causes)) + lost + why)
 
 
+class NotFinite(UserError):
+    "A loss or a gradient is no finite number."
+
+
 class NoneLeft(WorkersFailed):
     "No worker is left that holds the run's state: the newest checkpoint is all there is."
+
+
+def not_finite(error: BaseException) -> bool:
+    "Whether numbers that are not finite are what ended a run."
+    return isinstance(error, NotFinite) or any(one.kind == "nan" for one in getattr(error, "failures", ()))
 
 
 def hung(lives: Mapping[int, Life], limit: float, deserted: float | None = None) -> dict[int, str]:
@@ -124,7 +134,7 @@ def doing(life: Life) -> str:
 
 def verdict(failures: Sequence[Failure], before: Sequence[Failure], tolerance: Tolerance) -> str | None:
     "Why a run must end at these failures, in words that may be empty; None if it can go on. `before` are older ones."
-    if any(failure.kind == "user" for failure in failures):
+    if any(failure.kind in ("user", "nan") for failure in failures):
         return ""
     for failure in failures:
         same = [old for old in before if (old.kind, old.message, old.step) == ("error", failure.message, failure.step)]

@@ -26,6 +26,7 @@ class Job:
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
     `fine_tune` has the head and the body in groups of their own, the body frozen until told otherwise;
     `weights` replace those that the seed gives, all or some by name;
+    `on_nan` is what to do at a step whose loss or gradient is not finite: stop, skip it, or rollback;
     `outcomes` asks for what the model makes of each validation sample, with so many likeliest classes (0: for none).
     """
 
@@ -57,6 +58,7 @@ class Job:
     fine_tune: bool = False
     weights: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     outcomes: int = 0
+    on_nan: str = "stop"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Chunk:
     """Consecutive batches of one epoch, given to all workers in one message.
 
     `first` is the number of the first batch in the epoch, `step` the optimizer steps done before it. Training batches
-    come with the hyperparameters of each; validation ones with empty dictionaries.
+    come with the hyperparameters of each; validation ones with empty dictionaries. To a `probe`, such as the LR finder,
+    a loss that is no number is an answer like another.
     """
 
     train: bool
@@ -72,6 +75,7 @@ class Chunk:
     first: int
     step: int
     hypers: tuple[dict[str, float], ...]
+    probe: bool = False
 
 
 @dataclass(frozen=True)

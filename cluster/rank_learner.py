@@ -45,14 +45,14 @@ class RankResults(Callback):
     def reset(self) -> None:
         "Forget the batches so far."
         self.batches: list[Tensor] = []
-        self.own = 0
+        self.own, self.own_loss = 0, torch.zeros(())
 
     def after_loss(self) -> None:
         "Add up this batch, or part of one."
         preds, targets = self.preds.detach(), self.batch[1]
         metrics = [metric(preds, targets) for metric in METRICS.values()]
-        self.own += len(targets)
         loss = self.learner.loss.detach()
+        self.own, self.own_loss = self.own + len(targets), loss
         numbers = [loss.new_full((), len(targets)), loss, *(metric.to(loss.dtype) for metric in metrics)]
         if self.model.training:
             self.reducer.tail.add_(torch.stack(numbers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from dataclasses import replace
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.comms import Comm
+from cluster.comms import Comm, PeerLost
+from cluster.faults import NotFinite
 from cluster.messages import Chunk, Job, Report
 from cluster.rank_learner import NAMES, RankLearner, RankResults
 from cluster.reducer import GradientSum
@@ -28,11 +30,13 @@ from learner.data.images import BadImage
 from learner.data.loader import Readable, collate_readable, epoch_order
 from learner.data.warp import Warp, make_augment
 from learner.errors import UserError
+from learner.finite import first_not_finite
 from learner.groups import body_and_head, layer_groups, one_group
 from learner.interpret import Outcomes
 from learner.learner import Callback, Learner
 from learner.models import build
 from learner.optim import make_optimizer
+from learner.optimizer import SkipStep
 
 
 def refuse_bad(bad: tuple[tuple[str, str], ...], skip: bool) -> None:
@@ -86,6 +90,8 @@ class Worker:
         self.learner.label_smoothing = job.label_smoothing
         self.learner("before_fit")
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
+        if device.type == "cpu" or job.on_nan != "stop":  # a GPU would have to be waited for; there the driver looks
+            self.learner.opt.then(self._refuse_nan)
         if not job.sync_batchnorm:
             self.learner.opt.then(self._average_buffers)
         self.learner("after_opt")
@@ -160,11 +166,13 @@ class Worker:
     def _batch(self, batch: Readable, part: LocalPart, hypers: dict[str, float]) -> None:
         "One global batch, of which `batch` has this rank's samples, and behind them those they are mixed with."
         self._set(hypers, part)
-        before = [buffer.clone() for buffer in self.learner.model.buffers()] if self.learner.model.training else []
+        self.part = part
+        training = self.learner.model.training
+        self.buffers_before = [buffer.clone() for buffer in self.learner.model.buffers()] if training else []
         try:
             self._parts(batch)
         except BaseException:
-            self._undo(before)
+            self._undo()
             raise
 
     def _parts(self, batch: Readable) -> None:
@@ -179,11 +187,46 @@ class Worker:
             learner.one_batch()
 
     @torch.no_grad()
-    def _undo(self, before: list[Tensor]) -> None:
+    def _undo(self) -> None:
         "Be as before the batch that failed: an update comes behind all that can fail, BatchNorm's statistics do not."
-        for buffer, old in zip(self.learner.model.buffers(), before):
-            buffer.copy_(old)
+        self._reset_buffers()
         self.reducer.reset()
+
+    def _reset_buffers(self) -> None:
+        for buffer, old in zip(self.learner.model.buffers(), self.buffers_before):
+            buffer.copy_(old)
+
+    def _refuse_nan(self, params: object) -> None:
+        """Let no number into the weights that is not finite: skip the step, or raise NotFinite.
+
+        Sums over all ranks are looked at, so that all decide alike; of the ranks, those that are to blame say so.
+        """
+        loss = self.reducer.tail[1]
+        gradient = self.reducer.gradients.sum() if self.job.precision != "fp16" else loss  # its scaler sees to those
+        if self.chunk.probe or bool((loss + gradient).isfinite()):
+            return
+        if self.job.on_nan == "skip":
+            self._reset_buffers()
+            self.reducer.tail[1] = float("nan")  # so that the driver hears of it, also where the loss was finite
+            raise SkipStep
+        if not loss.isfinite() and self.results.own_loss.isfinite():
+            raise PeerLost(f"the loss of another rank is not finite at step {self.step}")
+        raise NotFinite(self._what_is_not_finite(loss))
+
+    def _what_is_not_finite(self, loss: Tensor) -> str:
+        "For people: step, rate, files, layer, and what to do."
+        learner, train = self.learner, self.job.train
+        mean = float(loss / self.reducer.tail[0].clamp(min=1))
+        what = f"the loss became {mean}" if not math.isfinite(mean) else "a gradient became infinite"
+        order = epoch_order(len(train), self.job.seed, learner.epoch)
+        files = [train.files[order[self.part.start + row]] for row in self.part.mine]
+        among = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        layer = first_not_finite(learner.model, learner.batch[0])
+        where = f"; the first layer whose output is not finite is {layer}" if layer else ""
+        return (
+            f"{what} at step {self.step} (learning rate {learner.opt.lr:g}), in the batch of {', '.join(files[:3])}"
+            f"{among}{where}; lower --lr, let --lr auto find one, or choose --on-nan skip or rollback"
+        )
 
     def _set(self, hypers: dict[str, float], part: LocalPart) -> None:
         "Tell the optimizer, and the callbacks that change pictures, what this step is about."

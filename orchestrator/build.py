@@ -126,6 +126,7 @@ def make_job(config: Config, split: Split) -> Job:
         progressive=len(config.sizes.sides) > 1,
         sync_batchnorm=config.sync_batchnorm,
         skip_bad_images=config.bad_images == "skip",
+        on_nan=config.on_nan,
     )
 
 
@@ -142,6 +143,7 @@ def make_plan(config: Config, split: Split) -> Plan:
         momentum=config.momentum or 0.0,
         momentums=config.momentums,
         sizes=config.sizes,
+        skips_nan=config.on_nan == "skip",
     )
 
 

@@ -48,7 +48,8 @@ def command(
         print(f"\ninterrupted: workers are stopped, {kept}", file=sys.stderr)
         return 130
     except UserError as error:
-        return _fail(str(error), 2 if isinstance(error, UsageError) else 1, debug)
+        text = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        return _fail(text, 2 if isinstance(error, UsageError) else 1, debug)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""

@@ -112,6 +112,12 @@ class Config:
     min_workers: int = option(1, "go on with no fewer, where no replacement is to be had (see --gpus 2:8)", FAULTS, "N")
     wait_for_workers: float = option(60.0, "how long to wait for a replacement", FAULTS, "SECONDS")
     spares: int = option(0, "more workers, that only wait to step in at once", FAULTS, "N")
+    on_nan: str = option(
+        "stop",
+        "where a loss or gradient is not finite: stop; skip the step; or rollback to the last epoch, at half the rate",
+        FAULTS,
+        choices=("stop", "skip", "rollback"),
+    )
     hang_after: float = option(
         60.0, "replace a worker that makes no progress for so long, or for 10 of the slowest steps", FAULTS, "SECONDS"
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.faults import WorkersFailed
+from cluster.faults import NotFinite, WorkersFailed
 from cluster.gang import Gang
 from cluster.shards import n_batches
 from cluster.worker import Chunk, Report
@@ -36,9 +36,9 @@ class Place:
 
 
 class Stopped(Exception):
-    "The run ended at `place`: it was asked to stop, or its workers failed for good, which is the `cause`."
+    "The run ended at `place`: it was asked to stop, or workers or numbers failed, which is the `cause`."
 
-    def __init__(self, place: Place, cause: WorkersFailed | None = None) -> None:
+    def __init__(self, place: Place, cause: UserError | None = None) -> None:
         super().__init__()
         self.place, self.cause = place, cause
 
@@ -57,6 +57,7 @@ class Plan:
     momentums: tuple[float, float, float] | None = None
     sizes: Sizes | None = None
     frozen_epochs: int = 0
+    skips_nan: bool = False
 
     @property
     def train_batches(self) -> int:
@@ -158,13 +159,15 @@ def one_pass(
             done += len(reports[0].chunk.hypers)
             pace.learn(reports)
             tracker.chunk(reports)
-            if train:
+            if train and not plan.skips_nan:
                 refuse_nan(reports)
-    except WorkersFailed as failed:
+            elif train and (steps := spoiled_steps(reports)):
+                tracker.fault(f"steps {steps} were skipped: their loss or gradient is not finite")
+    except (WorkersFailed, NotFinite) as failed:
         raise Stopped(Place(epoch, done, tally), failed) from failed
     if done < (plan.train_batches if train else plan.valid_batches):
         raise Stopped(Place(epoch, done, tally))
-    wanted, seen = plan.n_train if train else plan.n_valid, tally.count + len(tally.bad_images)
+    wanted, seen = plan.n_train if train else plan.n_valid, tally.count + tally.spoiled + len(tally.bad_images)
     if seen != wanted:
         raise UserError(f"epoch {epoch} counted {seen} samples instead of {wanted}: this is a bug, please report it")
     if not tally.count:
@@ -176,14 +179,19 @@ def one_pass(
 
 def refuse_nan(reports: Sequence[Report]) -> None:
     "Stop a run whose loss is no longer a number: all later steps would be lost."
-    chunk, counts = reports[0].chunk, reports[0].counts
-    for number, loss in enumerate(reports[0].losses):
-        if counts[number] and not math.isfinite(loss):
-            rate = chunk.hypers[number]["lr"]
-            raise UserError(
-                f"the loss became {loss} at step {chunk.step + number} (learning rate {rate:g}); "
-                "lower --lr, or let --lr auto find one"
-            )
+    chunk = reports[0].chunk
+    for step in spoiled_steps(reports):
+        loss, rate = reports[0].losses[step - chunk.step], chunk.hypers[step - chunk.step]["lr"]
+        raise NotFinite(
+            f"the loss became {loss} at step {step} (learning rate {rate:g}); lower --lr, let --lr auto find one, or "
+            "choose --on-nan skip or rollback"
+        )
+
+
+def spoiled_steps(reports: Sequence[Report]) -> list[int]:
+    "The steps of a chunk whose loss is no finite number, those without samples apart."
+    first, known = reports[0].chunk.step, zip(reports[0].batches["loss"], reports[0].counts)
+    return [first + number for number, (loss, count) in enumerate(known) if count and not math.isfinite(loss)]
 
 
 def train(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from cluster.faults import not_finite
 from orchestrator.best import Best
 from orchestrator.driver import Place, Stopped, train
 from orchestrator.lr_finder import suggestion
-from orchestrator.resume import Standing
+from orchestrator.resume import Standing, newest_checkpoint
 from orchestrator.session import Session
 from orchestrator.stop import Interrupted, Stop
 
@@ -27,6 +27,8 @@ def fit(session: Session) -> dict[str, Any]:
         session.show_samples()
     rate = standing.lr or (find_rate(session) if config.lr == "auto" else session.plan.lr)
     plan = replace(session.plan, lr=rate)
+    if standing.lr is None and config.on_nan == "rollback":
+        session.save_checkpoint(Standing(lr=rate))  # the first that there is to go back to
     best, rows = Best(config.early_stop), list(standing.rows)
     for row in rows:
         best.note(row)
@@ -56,11 +58,22 @@ def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) ->
         session.save_checkpoint(standing)
         how = GO_ON if session.saver.finish() else "it could not be saved"
         raise Interrupted(stop.code, f"stopped in epoch {standing.place.epoch}: {how}") from None
-    if tensors := session.gang.salvage():
+    if session.config.on_nan == "rollback" and not_finite(stopped.cause):
+        _halve_rate(session)
+    elif tensors := session.gang.salvage():
         session.save_checkpoint(standing, tensors)
         if session.saver.finish():
-            print(f"all completed steps are saved: {GO_ON}", file=sys.stderr, flush=True)
+            stopped.cause.add_note(f"all completed steps are saved: {GO_ON}")
     raise stopped.cause
+
+
+def _halve_rate(session: Session) -> None:
+    "Have the newest checkpoint, to which a run goes back whose numbers went wrong, say half the rate."
+    session.saver.finish()
+    if checkpoint := newest_checkpoint(session.folder.path, session.config.keep):
+        standing = Standing.of_json(checkpoint.meta)
+        session.save_checkpoint(replace(standing, lr=(standing.lr or 0.0) / 2), checkpoint.tensors)
+        session.saver.finish()
 
 
 def find_rate(session: Session) -> float:

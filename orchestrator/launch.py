@@ -16,23 +16,30 @@ def run(config: Config) -> dict[str, Any]:
 
     Where no worker is left, all begin again at the newest checkpoint.
     """
-    from cluster.faults import Failure, NoneLeft, verdict  # here, since --help and most mistakes need no torch
+    from cluster.faults import Failure, NoneLeft, not_finite, verdict  # here: --help and most mistakes need no torch
+    from learner.errors import UserError
     from orchestrator.build import tolerance
     from orchestrator.fit import fit
-    from orchestrator.session import open_session
+    from orchestrator.session import Session, open_session
     from orchestrator.summary import conclude
 
-    seen: list[Failure] = []
+    seen, rollbacks = list[Failure](), 0
     while True:
+        session: Session | None = None
         try:
             with open_session(config) as session:
                 row = fit(session)
             break
-        except NoneLeft as lost:
-            if verdict(lost.failures, seen, tolerance(config)) is not None:
+        except UserError as error:
+            if session is None:
                 raise
-            seen += lost.failures
-            print(f"{lost}\nno worker is left: all begin again at the newest checkpoint\n", file=sys.stderr, flush=True)
+            if config.on_nan == "rollback" and not_finite(error) and rollbacks < config.max_restarts:
+                rollbacks, what = rollbacks + 1, "back to the last epoch, at half the rate"
+            elif isinstance(error, NoneLeft) and verdict(error.failures, seen, tolerance(config)) is None:
+                seen, what = [*seen, *error.failures], "no worker is left: all begin again at the newest checkpoint"
+            else:
+                raise
+            print(f"{error}\n{what}\n", file=sys.stderr, flush=True)
             config = replace(config, resume=str(session.folder.path), autoresume=False)
     conclude(config, session.folder, row, len(session.tracker.bad_images))
     return row

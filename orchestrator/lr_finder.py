@@ -39,7 +39,7 @@ def _chunks(plan: Plan, test: RangeTest) -> Iterator[Chunk]:
         epoch, first = divmod(step, plan.train_batches)
         length = min(CHUNK, plan.train_batches - first, len(test.planned) - step)
         rates = test.planned[step : step + length]
-        yield Chunk(True, epoch, first, step, tuple({**plan.hypers(0), "lr": lr} for lr in rates))
+        yield Chunk(True, epoch, first, step, tuple({**plan.hypers(0), "lr": lr} for lr in rates), probe=True)
         step += length
 
 

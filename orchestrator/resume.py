@@ -18,7 +18,17 @@ from orchestrator.tally import Tally
 
 CHECKPOINTS = "checkpoints"
 FREE = {"gpus", "cpus", "local", "address", "backend", "runs", "name", "data_dir", "cache", "debug"}
-FREE |= {"resume", "autoresume", "keep", "max_restarts", "min_workers", "wait_for_workers", "spares", "hang_after"}
+FREE |= {
+    "resume",
+    "autoresume",
+    "keep",
+    "max_restarts",
+    "min_workers",
+    "wait_for_workers",
+    "spares",
+    "hang_after",
+    "on_nan",
+}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from statistics import median
 from typing import Any
 
@@ -20,14 +22,17 @@ class Tally:
         self.bad_images: list[tuple[str, str]] = []
         self.samples: dict[int, int] = defaultdict(int)
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.spoiled = 0  # samples in batches whose loss is no number
         self.started = time.perf_counter()
         self.elapsed = 0.0
 
     def add(self, reports: Sequence[Report]) -> None:
         "Take a chunk's reports, one of each rank that is there."
         # batch by batch, so that no sum depends, in its last digits, on how batches came in chunks
-        for name, column in reports[0].batches.items():
-            self.totals[name] = sum(column, self.totals[name])
+        batches, sound = reports[0].batches, [math.isfinite(loss) for loss in reports[0].batches.get("loss", [])]
+        for name, column in batches.items():
+            self.totals[name] = sum(compress(column, sound), self.totals[name])
+        self.spoiled += round(sum(n for n, fine in zip(batches.get("count", []), sound) if not fine))
         for report in reports:
             self.bad_images += report.bad_images
             self.samples[report.rank] += report.own
@@ -43,7 +48,13 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         "For a checkpoint."
         ranks = {"samples": self.samples, "seconds": self.seconds}
-        return {"totals": self.totals, "bad_images": self.bad_images, "elapsed": self.elapsed, **ranks}
+        return {
+            "totals": self.totals,
+            "bad_images": self.bad_images,
+            "elapsed": self.elapsed,
+            "spoiled": self.spoiled,
+            **ranks,
+        }
 
     @classmethod
     def of_json(cls, saved: Mapping[str, Any]) -> Tally:
@@ -54,7 +65,7 @@ class Tally:
         tally.samples.update({int(rank): int(n) for rank, n in saved["samples"].items()})
         for rank, parts in saved["seconds"].items():
             tally.seconds[int(rank)].update({part: float(seconds) for part, seconds in parts.items()})
-        tally.elapsed = float(saved["elapsed"])
+        tally.elapsed, tally.spoiled = float(saved["elapsed"]), int(saved["spoiled"])
         tally.started -= tally.elapsed
         return tally
 

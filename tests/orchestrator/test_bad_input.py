@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.parametrize("size", ["24k", "1m"])
+@pytest.mark.parametrize("size", ["24k", "400k"])
 def test_a_disk_that_fills(there: Here, small: list[str], tiny_disk: Callable[[str], Path], size: str) -> None:
     place = tiny_disk(size)  # full with the first picture, or with the weights
     ended = there(*small, "--runs", place, "--epochs", 2, "--arch", "simple_cnn_bn")
@@ -202,6 +203,20 @@ def test_a_disk_that_fills(there: Here, small: list[str], tiny_disk: Callable[[s
 
 def test_a_loss_that_is_no_number(here: Here, small: list[str]) -> None:
     refused(here(*small, "--lr", "1e30"), 1, "the loss became (nan|inf) at step [1-3] ", "learning rate", "lower --lr")
+
+
+def test_a_rollback_halves_the_rate(here: Here, small: list[str]) -> None:
+    ended = here(*small, "--lr", "1e30", "--on-nan", "rollback", "--max-restarts", 2)
+    rates = re.findall(r"the loss became (?:nan|inf) at step [1-3] \(learning rate (\S+)\)", ended.err)
+    assert ended.code == 1
+    assert len(rates) == 3
+    assert [float(a) / float(b) for a, b in pairwise(rates)] == pytest.approx([2, 2], rel=1e-3)
+    assert ended.err.count("back to the last epoch, at half the rate") == 2
+
+
+def test_steps_can_be_skipped(here: Here, small: list[str]) -> None:
+    ended = here(*small, "--lr", "1e30", "--on-nan", "skip")
+    assert "were skipped: their loss or gradient is not finite" in ended.out
 
 
 def test_debug_shows_where(here: Here, small: list[str]) -> None:
@@ -225,7 +240,8 @@ def test_a_failing_worker_is_named_first(there: Here, small: list[str], folder: 
         rf"error: a worker failed: rank 1 \(host \S+, pid \d+\): {re.escape(str(file))} is no readable image: "
         r"the file is empty.*--bad-images skip", first
     )  # fmt: skip
-    assert rest in ([], ["(1 more lost touch with a failed worker)"])
+    assert rest[:-1] in ([], ["(1 more lost touch with a failed worker)"])
+    assert rest[-1] == "all completed steps are saved: go on with the same command and --resume last"
 
 
 def test_usage_is_refused_without_torch(user_environment: dict[str, str]) -> None:

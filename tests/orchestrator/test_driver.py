@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.messages import Chunk, Report
 from learner.errors import UserError
-from orchestrator.driver import Pace, Place, Plan, Replicas, fingerprint, one_pass, train
+from orchestrator.driver import Pace, Place, Plan, Replicas, Stopped, fingerprint, one_pass, train
 
 PLAN = Plan(n_train=53, n_valid=29, batch_size=8, epochs=2, schedule="one_cycle", lr=0.4)
 
@@ -151,11 +151,11 @@ def test_a_run_passes_over_everything() -> None:
 @pytest.mark.parametrize("step", [0, 9, 13])
 def test_a_loss_that_is_no_number_ends_the_run(loss: float, step: int) -> None:
     gang = FakeGang(PLAN, loss=lambda s: loss if s == step else 1.0)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(Stopped) as caught:
         train(PLAN, gang, FakeTracker())  # type: ignore[arg-type]
-    rate = PLAN.hypers(step)["lr"]
-    assert f"the loss became {loss} at step {step} (learning rate {rate:g})" in str(caught.value)
-    assert "--lr" in str(caught.value)
+    rate, cause = PLAN.hypers(step)["lr"], str(caught.value.cause)
+    assert f"the loss became {loss} at step {step} (learning rate {rate:g})" in cause
+    assert "--lr" in cause
     assert max(chunk.step for chunk in gang.done) <= step
 
 
