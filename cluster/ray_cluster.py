@@ -7,6 +7,8 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,9 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cluster import watchdog
 from learner.errors import UsageError, UserError
 
 PREFIX = "orchestrator-ray-"
+ANSWER_TIMEOUT = 5.0  # seconds
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings of ours
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -51,7 +56,10 @@ def keep_sigterm() -> Iterator[None]:
 
 
 class OwnCluster:
-    "A Ray cluster for this run alone, gone with it: loopback, token authentication, no dashboard."
+    """A Ray cluster for this run alone, gone with it: loopback, token authentication, no dashboard.
+
+    A watchdog ends its processes and removes its files, also when this process is killed.
+    """
 
     host = "127.0.0.1"
     warnings: tuple[str, ...] = ()
@@ -62,8 +70,13 @@ class OwnCluster:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         self.ray = import_ray(loopback=True)
         self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
+        self.watchdog = subprocess.Popen(
+            [sys.executable, "-IS", watchdog.__file__, self.folder],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the driver
+        )  # fmt: skip
         try:
-            with keep_sigterm():
+            with keep_sigterm(), marking(self.folder):
                 self.ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -79,16 +92,26 @@ class OwnCluster:
             raise
 
     def close(self) -> None:
-        "Stop Ray and remove its files."
+        "Stop Ray; the watchdog ends what is left of it, and removes its files."
         self.ray.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.watchdog.communicate()
+
+
+@contextmanager
+def marking(folder: str) -> Iterator[None]:
+    "Mark the processes that are started meanwhile, and all that these start, as belonging to the cluster in `folder`."
+    os.environ[watchdog.MARK] = folder
+    try:
+        yield
+    finally:
+        del os.environ[watchdog.MARK]
 
 
 class JoinedCluster:
     "A Ray cluster that others run, at HOST:PORT."
 
     def __init__(self, address: str) -> None:
-        refuse_silence(address)
+        refuse_strangers(address)
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # tries to join; Ray's 20 take half a minute
         self.warnings: list[str] = []
         if os.environ.get("RAY_AUTH_MODE") is None:
@@ -116,21 +139,31 @@ class JoinedCluster:
         self.ray.shutdown()
 
 
-def refuse_silence(address: str) -> None:
-    "Raise UserError if nothing listens at HOST:PORT, where Ray would try to connect for ever."
+def refuse_strangers(address: str) -> None:
+    """Raise UserError if HOST:PORT is silent or speaks another language than Ray, which would try for minutes.
+
+    A gRPC server, which Ray's is, says at once how it wants to be spoken to: an HTTP/2 frame of settings.
+    """
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT) as server:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false"):
+                return
+            server.sendall(HTTP2_PREFACE)
+            answer = server.recv(9, socket.MSG_WAITALL)
+        if answer[3:4] + answer[5:] != b"\4\0\0\0\0":
+            raise OSError("what listens there is no Ray")
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"no Ray cluster could be joined at {address}: {reason}; is it up (ray start --head --port=N)?"
+            f"no Ray cluster could be joined at {address}: {reason}; is it up, and is this the port of its head "
+            "(ray start --head --port=N)?"
         ) from error
 
 
 def has_token() -> bool:
     "Whether Ray would find an authentication token."
-    return any(os.environ.get(name) for name in TOKEN_SOURCES) or Path.home().joinpath(".ray/auth_token").exists()
+    return any(map(os.environ.get, TOKEN_SOURCES)) or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
 
 
 def short_temporary_folder() -> str:

@@ -29,7 +29,7 @@ from orchestrator.config import Config
 from orchestrator.driver import Plan
 from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
-from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint
+from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint, standing_of
 from orchestrator.run_folder import RunFolder
 from orchestrator.summary import default_name, report_configuration
 from orchestrator.terminal import Terminal
@@ -112,7 +112,7 @@ def open_session(config: Config) -> Iterator[Session]:
     parent = Path(config.runs).expanduser() / (config.name or default_name(config))
     run = find_run(config, parent)
     checkpoint = newest_checkpoint(run, config.keep) if run else None
-    standing = Standing.of_json(checkpoint.meta) if checkpoint else Standing()
+    standing = standing_of(checkpoint, plan) if checkpoint else Standing()
     folder = RunFolder(run) if run else RunFolder.create(parent)
     report_configuration(config, devices, split, plan, folder, job.channels)
     job = dataclasses.replace(job, store=make_store(config, split, job.channels))
@@ -133,3 +133,5 @@ def open_session(config: Config) -> Iterator[Session]:
             gang.close()
     finally:
         tracker.close()
+        if not run:
+            folder.remove_unless_begun()
