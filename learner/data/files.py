@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from learner.data.labels import Labeller, label_all, parent_label
 from learner.data.splitters import Parts, Splitter, automatic, grandparent
-from learner.errors import UsageError
+from learner.errors import CONTROL, UsageError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 
@@ -36,6 +37,8 @@ def image_files(root: str | Path) -> list[str]:
                         folders.append(entry.path)
                     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                         found.append(entry.path)
+                    if not entry.name.isprintable() and re.search(CONTROL, entry.name):
+                        raise UsageError(f"{entry.path!r} has control characters in its name; rename it")
         except OSError as error:
             raise UsageError(f"{error.filename} can't be listed: {error.strerror}; pass a folder of images") from error
     return sorted(found)
