@@ -7,11 +7,11 @@ import re
 import reprlib
 from collections.abc import Iterable
 
-# C0 but tab and line end, DEL, C1, other ends of lines, and what turns the direction of writing
-CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+# C0, DEL, C1, other ends of lines, and what turns the direction of writing
+CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
 
-LONGEST = 200  # characters of a value that a sentence shows
+LONGEST, LONGEST_LINE = 200, 1500  # characters of a value that a sentence shows, and of the sentence
 
 
 class UserError(Exception):
@@ -23,8 +23,9 @@ class UsageError(UserError):
 
 
 def printable(text: str) -> str:
-    "The text with control characters as their escapes, but for line ends: no file's name may drive the terminal."
-    return re.sub(CONTROL, lambda found: repr(found[0])[1:-1], text)
+    "The text as a terminal may have it: control characters escaped, but for line ends, and the middle of long lines cut."
+    escaped = re.sub(rf"(?!\n){CONTROL}", lambda found: repr(found[0])[1:-1], text)
+    return re.sub(rf"(?m)^(.{{{LONGEST_LINE}}}).*?(.{{{LONGEST}}})$", r"\1 ... \2", escaped)
 
 
 def shown(value: object) -> str:

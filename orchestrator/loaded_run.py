@@ -47,7 +47,7 @@ def _are_statistics(value: Any) -> bool:
 
 
 RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "arch": (lambda value: isinstance(value, str), "the name of a model"),
+    "arch": (lambda value: isinstance(value, str) and value.isidentifier(), "the name of a model"),
     "classes": (_are_classes, "a list of one printable name or more, all different"),
     "channels": (lambda value: type(value) is int and value in (1, 3), "1 or 3"),
     "size": (_is_side, f"a whole number from 1 to {SIDE_LIMIT}"),

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.checkpoint import Checkpoints
+from cluster.checkpoint import Checkpoint, Checkpoints
 from cluster.gang import Gang
 from cluster.worker import Job
 from learner.data.files import Split
+from learner.errors import UsageError, UserError, shown
 from learner.figures import image_grid, lr_curve
 from learner.lr_range import RangeTest
 from learner.models import check_name
@@ -127,7 +128,7 @@ def open_session(config: Config) -> Iterator[Session]:
         gang = make_gang(job, devices, config, folder.logs)
         try:
             if checkpoint:
-                gang.call("load", checkpoint.tensors)
+                load(gang, checkpoint)
             yield Session(config, split, job, plan, folder, tracker, gang, standing)
         finally:
             gang.close()
@@ -135,3 +136,14 @@ def open_session(config: Config) -> Iterator[Session]:
         tracker.close()
         if not run:
             folder.remove_unless_begun()
+
+
+def load(gang: Gang, checkpoint: Checkpoint) -> None:
+    "Give the workers what the checkpoint holds; UsageError where it is another model's."
+    try:
+        gang.call("load", checkpoint.tensors)
+    except UserError as error:
+        raise UsageError(
+            f"checkpoint {checkpoint.folder} does not fit this run: {shown(str(error))}; remove it, or leave --resume "
+            "out to begin anew"
+        ) from error

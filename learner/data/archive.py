@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from learner.data.download import Progress, Report, quiet, room_for
-from learner.errors import UserError
+from learner.errors import UsageError
 
 Stream = IO[bytes] | gzip.GzipFile
 CHUNK = 1 << 20
@@ -43,7 +43,7 @@ DAMAGE: tuple[type[Exception], ...] = (
 DAMAGE += (LookupError, ValueError, NotImplementedError, RuntimeError, FileExistsError, NotADirectoryError)
 
 
-class BadArchive(UserError):
+class BadArchive(UsageError):
     "An archive is broken or hostile; nothing of it was kept."
 
 
@@ -230,7 +230,7 @@ def _tar_members(file: Stream) -> Iterator[Member]:
             guard.left = math.inf  # a file's contents
             yield Member(info.name, _tar_kind(info), info.size, partial(archive.extractfile, info))
             guard.left = LONGEST_HEADER
-            archive.members.clear()  # tarfile would keep all for random access
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all for random access
             if sum(map(len, archive.pax_headers)) > LONGEST_HEADER:  # and hands a copy of these to every member
                 raise BadArchive(f"{info.name!r} comes after more than {LONGEST_HEADER} bytes of global headers")
         _check_end(file, archive.offset)

@@ -103,7 +103,7 @@ def to_grey(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     "Any mode as RGB: 16-bit grey is scaled to 8 bits, transparency laid over white."
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
@@ -113,7 +113,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(file: str, error: Exception) -> str:
     try:
-        if os.path.getsize(file) == 0:
+        if os.path.getsize(file) == 0 and os.path.isfile(file):
             return "the file is empty"
     except OSError as missing:
         return missing.strerror or str(missing)
