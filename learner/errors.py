@@ -23,14 +23,18 @@ class UsageError(UserError):
 
 
 def printable(text: str) -> str:
-    "The text as a terminal may have it: control characters escaped, but for line ends, and the middle of long lines cut."
-    escaped = re.sub(rf"(?!\n){CONTROL}", lambda found: repr(found[0])[1:-1], text)
+    "The text as a terminal may have it: control characters but line ends escaped, the middle of long lines cut out."
+    escaped = re.sub(rf"(?!\n){CONTROL}", _escape, text)
     return re.sub(rf"(?m)^(.{{{LONGEST_LINE}}}).*?(.{{{LONGEST}}})$", r"\1 ... \2", escaped)
 
 
+def _escape(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]
+
+
 def shown(value: object) -> str:
-    "A value as a sentence shows it: cut where it is long or deep."
-    text = value if isinstance(value, str) else reprlib.repr(value)
+    "A value as a sentence shows it, on one line: cut where it is long or deep."
+    text = re.sub(CONTROL, _escape, value) if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
