@@ -22,8 +22,11 @@ def test_ray_runs_with_a_token_of_its_own_and_serves_no_pages(ray_gang: Any, des
     assert not node.webui_url and not node.get_gcs_client().internal_kv_get(b"webui:url", b"dashboard")
     raylet = next(pid for pid, line in descendants(os.getpid()).items() if "raylet/raylet" in line)
     settings = Path(f"/proc/{raylet}/environ").read_bytes().split(b"\0")
-    assert b"RAY_AUTH_MODE=token" in settings
-    assert any(line.startswith(b"RAY_AUTH_TOKEN=") and len(line) == len(b"RAY_AUTH_TOKEN=") + 64 for line in settings)
+    assert {b"RAY_AUTH_MODE=token", b"RAY_USAGE_STATS_ENABLED=0"} <= set(settings)
+    (token,) = (line.removeprefix(b"RAY_AUTH_TOKEN=") for line in settings if line.startswith(b"RAY_AUTH_TOKEN="))
+    assert len(bytes.fromhex(token.decode())) == 32
+    files = [path for path in Path(ray_gang.cluster.folder).rglob("*") if path.is_file()]
+    assert files and not [path for path in files if token in path.read_bytes()], "it is in no file"
 
 
 Answer = Callable[[socket.socket], Any]
