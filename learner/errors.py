@@ -9,8 +9,6 @@ from collections.abc import Iterable
 
 # C0, DEL, C1, other ends of lines, and what turns the direction of writing
 CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-
-
 LONGEST, LONGEST_LINE = 200, 1500  # characters of a value that a sentence shows, and of the sentence
 
 
