@@ -23,6 +23,7 @@ from learner.errors import UsageError, UserError
 PREFIX = "orchestrator-ray-"
 ANSWER_TIMEOUT = 5.0  # seconds
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings of ours
+STRANGER = "import sys, ray._raylet as ray; ray.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -114,14 +115,8 @@ class JoinedCluster:
         refuse_strangers(address)
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # tries to join; Ray's 20 take half a minute
         self.warnings: list[str] = []
-        if os.environ.get("RAY_AUTH_MODE") is None:
-            if has_token():
-                os.environ["RAY_AUTH_MODE"] = "token"
-            else:
-                self.warnings.append(
-                    f"no Ray token was found ({', '.join(TOKEN_SOURCES)} or ~/.ray/auth_token): joining {address} "
-                    "without authentication; whoever reaches that port can run code on all its machines"
-                )
+        if os.environ.get("RAY_AUTH_MODE") is None and has_token():
+            os.environ["RAY_AUTH_MODE"] = "token"
         self.ray = import_ray(loopback=address.startswith(("127.", "localhost")))
         try:
             with keep_sigterm():
@@ -133,6 +128,11 @@ class JoinedCluster:
                 "here (RAY_AUTH_TOKEN)?"
             ) from error
         self.host = self.ray.util.get_node_ip_address()
+        if lets_strangers_in(address):
+            self.warnings.append(
+                f"the Ray cluster at {address} asks for no token: whoever reaches that port can run code on all its "
+                "machines; start it with RAY_AUTH_MODE=token and a token in RAY_AUTH_TOKEN"
+            )
 
     def close(self) -> None:
         "Leave the cluster, which goes on."
@@ -159,6 +159,17 @@ def refuse_strangers(address: str) -> None:
             f"no Ray cluster could be joined at {address}: {reason}; is it up, and is this the port of its head "
             "(ray start --head --port=N)?"
         ) from error
+
+
+def lets_strangers_in(address: str) -> bool:
+    "Whether the Ray at HOST:PORT answers without a token; asked by another process, as each reads its token but once."
+    env = {name: value for name, value in os.environ.items() if name not in TOKEN_SOURCES}
+    env["RAY_AUTH_MODE"] = "disabled"
+    try:
+        asked = subprocess.run([sys.executable, "-c", STRANGER, address], env=env, capture_output=True, timeout=20)
+        return asked.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def has_token() -> bool:

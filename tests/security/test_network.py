@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ray_cluster import JoinedCluster, has_token
+from cluster.ray_cluster import JoinedCluster, has_token, lets_strangers_in
 from learner.errors import UserError
 
 
@@ -148,11 +148,19 @@ cluster.close()
 """
 
 
-def test_joining_a_cluster_without_a_token_says_what_is_exposed(open_head: str, environment: dict[str, str]) -> None:
-    env = environment | {"HOME": "/nowhere"}
-    done = subprocess.run([sys.executable, "-c", JOIN, open_head], env=env, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("settings", [{}, {"RAY_AUTH_TOKEN": "ab" * 32}, {"RAY_AUTH_MODE": "disabled"}], ids=str)
+def test_joining_a_cluster_without_a_token_says_what_is_exposed(
+    open_head: str, environment: dict[str, str], settings: dict[str, str]
+) -> None:
+    "Whatever the user has set: it is the cluster that is open."
+    line, env = [sys.executable, "-c", JOIN, open_head], environment | {"HOME": "/nowhere"} | settings
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     (warning,) = done.stdout.splitlines()
-    assert f"joining {open_head} without authentication" in warning
+    assert f"the Ray cluster at {open_head} asks for no token" in warning
     assert "whoever reaches that port can run code on all its machines" in warning
     assert "RAY_AUTH_TOKEN" in warning
+
+
+def test_a_cluster_that_asks_for_a_token_is_not_warned_of(ray_gang: Any) -> None:
+    assert not lets_strangers_in(ray_gang.ray.get_runtime_context().gcs_address)
