@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from learner.errors import UserError
+from learner.reading import parse_object, read_bytes
 
 STATE, META = "state.safetensors", "meta.json"
+META_LIMIT = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,14 @@ class Checkpoints:
         "Read and verify one; UserError says what is wrong with it."
         folder = self._path(step)
         try:
-            content = (folder / STATE).read_bytes()
-            meta = json.loads((folder / META).read_bytes())
-            if not isinstance(meta, dict) or meta.get("step") != step:
+            meta = parse_object(read_bytes(folder / META, META_LIMIT))
+            content = read_bytes(folder / STATE, memory_size() // 2)
+            if meta.get("step") != step:
                 raise ValueError(f"{META} does not describe step {step}")
             if meta.pop("sha256", None) != _digest(content, meta):
                 raise ValueError(f"{STATE} or {META} is not what was written")
             return Checkpoint(step, load(content), meta, folder)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError, SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy lacks
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"checkpoint {folder} can't be used: {reason}") from error
 
@@ -96,8 +100,8 @@ class Checkpoints:
         "The steps of which there are checkpoints, sound or not, in order."
         if not self.folder.is_dir():
             return []
-        names = [name.removeprefix("step_") for name in os.listdir(self.folder) if name.startswith("step_")]
-        return sorted(int(name) for name in names if name.isdigit())
+        found = (re.fullmatch(r"step_(0|[1-9][0-9]{0,17})", name) for name in os.listdir(self.folder))
+        return sorted(int(match[1]) for match in found if match)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step}"
@@ -105,6 +109,11 @@ class Checkpoints:
     def _prune(self) -> None:
         for step in self.steps()[: -self.keep]:
             shutil.rmtree(self._path(step), ignore_errors=True)
+
+
+def memory_size() -> int:
+    "Bytes of this machine's memory: a checkpoint is read as a whole."
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _digest(content: bytes, meta: Mapping[str, Any]) -> str:

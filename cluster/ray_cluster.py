@@ -7,6 +7,8 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,9 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cluster import watchdog
 from learner.errors import UsageError, UserError
 
 PREFIX = "orchestrator-ray-"
+ANSWER_TIMEOUT = 5.0  # seconds
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings of ours
+STRANGER = "import sys, ray._raylet as ray; ray.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -60,7 +66,10 @@ def keep_sigterm() -> Iterator[None]:
 
 
 class OwnCluster:
-    "A Ray cluster for this run alone, gone with it: loopback, token authentication, no dashboard."
+    """A Ray cluster for this run alone, gone with it: loopback, token authentication, no dashboard.
+
+    A watchdog ends its processes and removes its files, also when this process is killed.
+    """
 
     host = "127.0.0.1"
     warnings: tuple[str, ...] = ()
@@ -69,8 +78,13 @@ class OwnCluster:
         remove_stale_folders()
         self.ray = own_ray()
         self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
+        self.watchdog = subprocess.Popen(
+            [sys.executable, "-IS", watchdog.__file__, self.folder],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the driver
+        )  # fmt: skip
         try:
-            with keep_sigterm():
+            with keep_sigterm(), marking(self.folder):
                 self.ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -86,26 +100,30 @@ class OwnCluster:
             raise
 
     def close(self) -> None:
-        "Stop Ray and remove its files."
+        "Stop Ray; the watchdog ends what is left of it, and removes its files."
         self.ray.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.watchdog.communicate()
+
+
+@contextmanager
+def marking(folder: str) -> Iterator[None]:
+    "Mark the processes that are started meanwhile, and all that these start, as belonging to the cluster in `folder`."
+    os.environ[watchdog.MARK] = folder
+    try:
+        yield
+    finally:
+        del os.environ[watchdog.MARK]
 
 
 class JoinedCluster:
     "A Ray cluster that others run, at HOST:PORT."
 
     def __init__(self, address: str) -> None:
-        refuse_silence(address)
+        refuse_strangers(address)
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # tries to join; Ray's 20 take half a minute
         self.warnings: list[str] = []
-        if os.environ.get("RAY_AUTH_MODE") is None:
-            if has_token():
-                os.environ["RAY_AUTH_MODE"] = "token"
-            else:
-                self.warnings.append(
-                    f"no Ray token was found ({', '.join(TOKEN_SOURCES)} or ~/.ray/auth_token): joining {address} "
-                    "without authentication; whoever reaches that port can run code on all its machines"
-                )
+        if os.environ.get("RAY_AUTH_MODE") is None and has_token():
+            os.environ["RAY_AUTH_MODE"] = "token"
         self.ray = import_ray(loopback=address.startswith(("127.", "localhost")))
         try:
             with keep_sigterm():
@@ -117,27 +135,53 @@ class JoinedCluster:
                 "here (RAY_AUTH_TOKEN)?"
             ) from error
         self.host = self.ray.util.get_node_ip_address()
+        if lets_strangers_in(address):
+            self.warnings.append(
+                f"the Ray cluster at {address} asks for no token: whoever reaches that port can run code on all its "
+                "machines; start it with RAY_AUTH_MODE=token and a token in RAY_AUTH_TOKEN"
+            )
 
     def close(self) -> None:
         "Leave the cluster, which goes on."
         self.ray.shutdown()
 
 
-def refuse_silence(address: str) -> None:
-    "Raise UserError if nothing listens at HOST:PORT, where Ray would try to connect for ever."
+def refuse_strangers(address: str) -> None:
+    """Raise UserError if HOST:PORT is silent or speaks another language than Ray, which would try for minutes.
+
+    A gRPC server, which Ray's is, says at once how it wants to be spoken to: an HTTP/2 frame of settings.
+    """
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT) as server:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false"):
+                return
+            server.sendall(HTTP2_PREFACE)
+            answer = server.recv(9, socket.MSG_WAITALL)
+        if answer[3:4] + answer[5:] != b"\4\0\0\0\0":
+            raise OSError("what listens there is no Ray")
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"no Ray cluster could be joined at {address}: {reason}; is it up (ray start --head --port=N)?"
+            f"no Ray cluster could be joined at {address}: {reason}; is it up, and is this the port of its head "
+            "(ray start --head --port=N)?"
         ) from error
+
+
+def lets_strangers_in(address: str) -> bool:
+    "Whether the Ray at HOST:PORT answers without a token; asked by another process, as each reads its token but once."
+    env = {name: value for name, value in os.environ.items() if name not in TOKEN_SOURCES}
+    env["RAY_AUTH_MODE"] = "disabled"
+    try:
+        asked = subprocess.run([sys.executable, "-c", STRANGER, address], env=env, capture_output=True, timeout=20)
+        return asked.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def has_token() -> bool:
     "Whether Ray would find an authentication token."
-    return any(os.environ.get(name) for name in TOKEN_SOURCES) or Path.home().joinpath(".ray/auth_token").exists()
+    return any(map(os.environ.get, TOKEN_SOURCES)) or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
 
 
 def short_temporary_folder() -> str:

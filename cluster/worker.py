@@ -274,9 +274,10 @@ class Worker:
         states: list[dict[str, Tensor]] = [{} for _ in self._states()]
         for full_name, array in snapshot.items():
             number, _, name = full_name.partition("/")
-            if not number.isdigit() or int(number) >= len(states):
-                raise UserError(f"a checkpoint has {full_name!r}, which this model and these options have no place for")
+            if number not in map(str, range(len(states))):
+                raise UserError(f"{full_name!r} is nothing that this model and these options have a place for")
             states[int(number)][name] = torch.from_numpy(array.copy()).to(self.device)
+        refuse_misfits(self._states(), states)
         model, opt, *kept = states
         self.learner.model.load_state_dict(model)
         self.learner.opt.load_state_dict(opt)
@@ -313,3 +314,18 @@ class Worker:
         "End the loaders' threads and leave the group."
         self.data.close()
         self.comm.close()
+
+
+def refuse_misfits(own: list[dict[str, Tensor]], given: list[dict[str, Tensor]]) -> None:
+    """Raise UserError unless `given` are states such as `own`, those of the model, the optimizer and the callbacks.
+
+    The same names, shapes and types, but for the optimizer's: it has none before its first step, and checks the shapes.
+    """
+    for number, (ours, theirs) in enumerate(zip(own, given, strict=True)):
+        if number == 1:
+            misfits = [name for name, t in theirs.items() if t.dim() and not t.is_floating_point()]
+        else:
+            kinds = [{name: (t.shape, t.dtype) for name, t in state.items()} for state in (ours, theirs)]
+            misfits = sorted(name for name, _ in kinds[0].items() ^ kinds[1].items())
+        if misfits:
+            raise UserError(f"{misfits[0]!r} is missing, unknown, or of another shape or type than this run's")

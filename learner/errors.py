@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
+
+# C0, DEL, C1, other ends of lines, and what turns the direction of writing
+CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+LONGEST, LONGEST_LINE = 200, 1500  # characters of a value that a sentence shows, and of the sentence
 
 
 class UserError(Exception):
@@ -12,6 +18,22 @@ class UserError(Exception):
 
 class UsageError(UserError):
     "What was asked for cannot be done as asked: refused before anything starts."
+
+
+def printable(text: str) -> str:
+    "The text as a terminal may have it: control characters but line ends escaped, the middle of long lines cut out."
+    escaped = re.sub(rf"(?!\n){CONTROL}", _escape, text)
+    return re.sub(rf"(?m)^(.{{{LONGEST_LINE}}}).*?(.{{{LONGEST}}})$", r"\1 ... \2", escaped)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]
+
+
+def shown(value: object) -> str:
+    "A value as a sentence shows it, on one line: cut where it is long or deep."
+    text = re.sub(CONTROL, _escape, value) if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

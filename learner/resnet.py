@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from learner.batchnorm import BatchNorm
+from learner.errors import UserError, shown
 from learner.layers import AdaptivePool, Conv, Linear, MaxPool
 from learner.module import Module, Sequential
+from learner.reading import opened
 
 
 class BasicBlock(Module):
@@ -104,6 +107,19 @@ def resnet50(n_in: int = 3, n_out: int = 1000) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), n_in, n_out)
 
 
+def read_tensors(file: Path | str) -> dict[str, Tensor]:
+    "The tensors of a safetensors file; UserError for any other, such as a pickle (.pt, .pth), which could run code."
+    try:
+        with opened(file):
+            return load_file(file)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or shown(str(error))
+        raise UserError(
+            f"{file} can't be read as safetensors: {reason}; where it is from torch.save and you trust it, convert it: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
+        ) from error
+
+
 def load_torchvision(model: Module, state: Mapping[str, Tensor] | Path | str, head: bool = True) -> Module:
     """Copy weights of torchvision's or timm's ResNet of the same depth into `model`, and return it.
 
@@ -112,7 +128,7 @@ def load_torchvision(model: Module, state: Mapping[str, Tensor] | Path | str, he
     `head` the last layer, `fc`, keeps our weights: for other classes than theirs. Raises UserError that lists every
     name that is missing, unexpected or of another shape.
     """
-    tensors = load_file(state) if isinstance(state, Path | str) else state
+    tensors = read_tensors(state) if isinstance(state, Path | str) else state
     wanted = {name: t for name, t in tensors.items() if not name.endswith(".num_batches_tracked")}
     if not head:
         own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("fc.")}

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from learner.errors import UsageError, UserError
+from learner.errors import UsageError, UserError, printable
 from orchestrator.command_line import parse
 from orchestrator.stop import Interrupted
 
@@ -70,5 +70,5 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return code

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from learner.errors import UsageError
@@ -23,6 +22,9 @@ examples:
   python -m orchestrator.find_lr --cpus 2 --data shapes       only find it: the curve, and four suggestions
   tensorboard --logdir runs                                   look at all runs
 """
+
+
+FILE_LIMIT = 2**16  # bytes
 
 
 class Parser(argparse.ArgumentParser):
@@ -145,8 +147,12 @@ def _unknown(name: str, known: list[str]) -> str:
 def read_file(file: str) -> dict[str, Any]:
     "The options in a TOML file, with dashes or underscores; UsageError if it can't be read or names an unknown one."
     try:
-        entries = tomllib.loads(Path(file).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        with open(file, "rb") as stream:
+            content = stream.read(FILE_LIMIT + 1)
+        if len(content) > FILE_LIMIT:
+            raise ValueError(f"it is longer than {FILE_LIMIT:,} bytes")
+        entries = tomllib.loads(content.decode())
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--config {file} can't be read: {reason}") from error
     values = {name.replace("-", "_"): value for name, value in entries.items()}

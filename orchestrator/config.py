@@ -11,7 +11,7 @@ from typing import Any
 from learner.data.labels import check_labelling
 from learner.data.sizes import Sizes, parse_sizes
 from learner.data.splitters import SPLIT, SPLIT_RULE
-from learner.errors import UsageError
+from learner.errors import CONTROL, UsageError, shown
 from learner.schedule import SCHEDULES
 
 
@@ -177,6 +177,9 @@ class Config:
         }
         wanted = " or ".join(name for name in allowed if name != "None")
         self._require(one.name, any(fits[name] for name in allowed), f"of type {wanted}")
+        self._require(one.name, not isinstance(value, str) or not re.search(CONTROL, value),
+                      "without control characters")  # fmt: skip
+        self._require(one.name, not isinstance(value, int) or abs(value) < 2**63, "of 64 bits at most")
 
     def _check_choice(self, one: dataclasses.Field) -> None:
         choices, value = one.metadata["choices"], getattr(self, one.name)
@@ -185,7 +188,7 @@ class Config:
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
-            raise UsageError(f"{flag(name)} {getattr(self, name)} is not possible: it must be {rule}")
+            raise UsageError(f"{flag(name)} {shown(getattr(self, name))} is not possible: it must be {rule}")
 
     @property
     def momentums(self) -> tuple[float, float, float] | None:

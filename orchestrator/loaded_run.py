@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from learner.data.normalize import Normalize
-from learner.errors import UsageError, UserError
+from learner.errors import CONTROL, UsageError, UserError
 from learner.models import build
 from learner.module import Module
+from learner.reading import opened, parse_object, read_bytes
 from orchestrator.run_folder import versions
 
 ABOUT, WEIGHTS, CONFIG = "model.json", "model.safetensors", "config.json"
@@ -36,7 +37,8 @@ def _is_number(value: Any, low: float = -1e9, high: float = 1e9) -> bool:
 
 
 def _are_classes(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value) and 0 < len(set(value)) == len(value)
+    names = value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
+    return 0 < len(set(names)) == len(names) and not any(re.search(CONTROL, name) for name in names)
 
 
 def _are_statistics(value: Any) -> bool:
@@ -45,8 +47,8 @@ def _are_statistics(value: Any) -> bool:
 
 
 RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "arch": (lambda value: isinstance(value, str), "the name of a model"),
-    "classes": (_are_classes, "a list of one name or more, all different"),
+    "arch": (lambda value: isinstance(value, str) and value.isidentifier(), "the name of a model"),
+    "classes": (_are_classes, "a list of one printable name or more, all different"),
     "channels": (lambda value: type(value) is int and value in (1, 3), "1 or 3"),
     "size": (_is_side, f"a whole number from 1 to {SIDE_LIMIT}"),
     "presize": (_is_side, f"a whole number from 1 to {SIDE_LIMIT}"),
@@ -89,7 +91,8 @@ class LoadedRun:
         "The weights by name, checked against the model before memory is taken for it."
         file = self.path / WEIGHTS
         try:
-            tensors = load_file(file)
+            with opened(file):  # safetensors maps it into memory, whatever it is
+                tensors = load_file(file)
         except MemoryError:
             raise
         except Exception as error:  # safetensors raises what its parser, torch or the system raise
@@ -160,16 +163,9 @@ def read_about(file: Path) -> dict[str, Any]:
 def read_object(file: Path) -> dict[str, Any]:
     "The JSON object in a file; UsageError for anything else, however long or deep."
     try:
-        with open(file, "rb") as stream:
-            content = stream.read(JSON_LIMIT + 1)
-        if len(content) > JSON_LIMIT:
-            raise ValueError(f"it is larger than {JSON_LIMIT >> 20} MiB")
-        value = json.loads(content)
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_object(read_bytes(file, JSON_LIMIT))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{file} can't be read: {reason(error)}; {REMEDY}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{file} holds no JSON object, as a run's does; {REMEDY}")
-    return value
 
 
 def reason(error: BaseException) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import Checkpoint, Checkpoints
-from learner.errors import UsageError, UserError
+from learner.errors import UsageError, printable, shown
 from orchestrator.config import Config, flag
-from orchestrator.driver import Place
-from orchestrator.run_folder import newest_version
+from orchestrator.driver import Place, Plan
+from orchestrator.loaded_run import CONFIG, read_object
+from orchestrator.run_folder import HISTORY, newest_version
 from orchestrator.tally import Tally
 
 CHECKPOINTS = "checkpoints"
@@ -46,13 +47,32 @@ class Standing:
 
     @classmethod
     def of_json(cls, meta: Mapping[str, Any]) -> Standing:
-        "What `as_json` wrote; UserError where it did not."
-        try:
-            tally = Tally.of_json(meta["tally"]) if meta["tally"] else None
-            place = Place(int(meta["epoch"]), int(meta["batch"]), tally)
-            return cls(place, tuple(dict(row) for row in meta["rows"]), float(meta["lr"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"a checkpoint does not say where the run stood: {error!r}") from error
+        "What `as_json` wrote; ValueError, TypeError, KeyError, OverflowError or AttributeError where it did not."
+        tally = Tally.of_json(meta["tally"]) if meta["tally"] else None
+        place = Place(int(meta["epoch"]), int(meta["batch"]), tally)
+        return cls(place, tuple(map(_row, meta["rows"])), float(meta["lr"]))
+
+
+def _row(saved: Mapping[str, Any]) -> dict[str, Any]:
+    if not all(type(saved[key]) in (int, float) for key in HISTORY):
+        raise ValueError("a row of the history is not of numbers")
+    return dict(saved)
+
+
+def standing_of(checkpoint: Checkpoint, plan: Plan) -> Standing:
+    "Where `plan` stood; UsageError where the checkpoint is not of such a run, however sound it is."
+    try:
+        standing = Standing.of_json(checkpoint.meta)
+        place, n = standing.place, plan.train_batches
+        fits = 0 <= place.epoch == len(standing.rows) <= plan.epochs and 0 <= place.batch <= n
+        if not fits or place.epoch * n + place.batch != checkpoint.step or not 0 < (standing.lr or 0) < math.inf:
+            raise ValueError(f"epoch {place.epoch}, batch {place.batch} and rate {standing.lr} are not of this run")
+        return standing
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UsageError(
+            f"checkpoint {checkpoint.folder} does not say where the run stood ({shown(repr(error))}); remove it to go "
+            "on from the one before, or leave --resume out to begin anew"
+        ) from error
 
 
 def find_run(config: Config, parent: Path) -> Path | None:
@@ -63,7 +83,7 @@ def find_run(config: Config, parent: Path) -> Path | None:
     if config.resume is None and not config.autoresume:
         return None
     found = newest_version(parent) if config.resume in (None, "last") else Path(str(config.resume)).expanduser()
-    if found is None or not (found / "config.json").is_file():
+    if found is None or not (found / CONFIG).is_file():
         if config.autoresume:
             return None
         place = found or parent
@@ -73,17 +93,13 @@ def find_run(config: Config, parent: Path) -> Path | None:
 
 
 def _refuse_changes(config: Config, run: Path) -> None:
-    try:
-        before = json.loads((run / "config.json").read_bytes())
-        changed = [name for name in dataclasses.asdict(config) if name not in FREE and name in before
-                   and before[name] != getattr(config, name)]  # fmt: skip
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{run / 'config.json'} can't be read: {error}") from error
-    if changed:
-        name = changed[0]
+    before = read_object(run / CONFIG)
+    changed = [name for name, value in dataclasses.asdict(config).items() if before.get(name, value) != value]
+    if strict := [name for name in changed if name not in FREE]:
+        name = strict[0]
         raise UsageError(
-            f"{run} was begun with {flag(name)} {before[name]}, not {getattr(config, name)}; resume it with the same "
-            "options, or leave --resume out to begin anew"
+            f"{run} was begun with {flag(name)} {shown(before[name])}, not {getattr(config, name)}; "
+            "resume it with the same options, or leave --resume out to begin anew"
         )
 
 
@@ -91,5 +107,5 @@ def newest_checkpoint(run: Path, keep: int) -> Checkpoint | None:
     "The newest sound checkpoint of a run, saying which ones are not."
     found, broken = Checkpoints(run / CHECKPOINTS, keep).newest()
     for sentence in broken:
-        print(f"warning: {sentence}", flush=True)
+        print(f"warning: {printable(sentence)}", flush=True)
     return found

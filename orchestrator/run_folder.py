@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ class RunFolder:
     def logs(self) -> Path:
         "Where each rank's log file is."
         return self.path / "logs"
+
+    def remove_unless_begun(self) -> None:
+        "Remove the directory of a run of which no worker ever started, and so left no log."
+        if not any(self.logs.iterdir()):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         "Write a JSON file that people can read."

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.checkpoint import Checkpoints
+from cluster.checkpoint import Checkpoint, Checkpoints
 from cluster.gang import Gang
 from cluster.worker import Job
 from learner.data.files import Split
+from learner.errors import UsageError, UserError, shown
 from learner.figures import image_grid, lr_curve
 from learner.lr_range import RangeTest
 from learner.models import check_name
@@ -31,7 +32,7 @@ from orchestrator.config import Config
 from orchestrator.driver import Plan
 from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
-from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint
+from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint, standing_of
 from orchestrator.run_folder import RunFolder
 from orchestrator.saver import Saver
 from orchestrator.summary import default_name, report_configuration
@@ -110,7 +111,7 @@ def open_session(config: Config) -> Iterator[Session]:
     parent = Path(config.runs).expanduser() / (config.name or default_name(config))
     run = find_run(config, parent)
     checkpoint = newest_checkpoint(run, config.keep) if run else None
-    standing = Standing.of_json(checkpoint.meta) if checkpoint else Standing()
+    standing = standing_of(checkpoint, plan) if checkpoint else Standing()
     folder = RunFolder(run) if run else RunFolder.create(parent)
     report_configuration(config, devices, split, plan, folder, job.channels)
     job = dataclasses.replace(job, store=make_store(config, split, job.channels))
@@ -126,10 +127,23 @@ def open_session(config: Config) -> Iterator[Session]:
         saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
         try:
             if checkpoint:
-                gang.call("load", checkpoint.tensors)
+                load(gang, checkpoint)
             yield Session(config, split, job, plan, folder, tracker, gang, saver, standing)
         finally:
             saver.close()
             gang.close()
     finally:
         tracker.close()
+        if not run:
+            folder.remove_unless_begun()
+
+
+def load(gang: Gang, checkpoint: Checkpoint) -> None:
+    "Give the workers what the checkpoint holds; UsageError where it is another model's."
+    try:
+        gang.call("load", checkpoint.tensors)
+    except UserError as error:
+        raise UsageError(
+            f"checkpoint {checkpoint.folder} does not fit this run: {shown(str(error))}; remove it, or leave --resume "
+            "out to begin anew"
+        ) from error

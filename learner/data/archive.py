@@ -21,12 +21,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from learner.data.download import Progress, Report, quiet, room_for
-from learner.errors import UserError
+from learner.errors import UsageError
 
 Stream = IO[bytes] | gzip.GzipFile
 CHUNK = 1 << 20
 LONGEST_HEADER = 64 << 10
 LONGEST_TAIL = 16 << 20  # padding that may follow a tar archive's end
+BLOCK = 4096  # bytes: what the smallest file takes on a disk
 LONGEST_PATH, LONGEST_PART = 2000, 255  # bytes
 
 # What the readers of the standard library raise on damaged files, and what two names for one place lead to.
@@ -42,7 +43,7 @@ DAMAGE: tuple[type[Exception], ...] = (
 DAMAGE += (LookupError, ValueError, NotImplementedError, RuntimeError, FileExistsError, NotADirectoryError)
 
 
-class BadArchive(UserError):
+class BadArchive(UsageError):
     "An archive is broken or hostile; nothing of it was kept."
 
 
@@ -107,9 +108,12 @@ def plan(members: Iterable[Member], limits: Limits, archive_bytes: int) -> dict[
             continue
         if path in files or path == PurePosixPath():
             raise BadArchive(f"{member.name!r} would overwrite another member or the folder itself")
-        total += member.size
+        total += max(member.size, BLOCK)
         if member.size < 0 or total > allowed:
-            rule = f"no file may be shorter than nothing, nor all of them together longer than {allowed} bytes"
+            rule = (
+                "no file may be shorter than nothing, nor all of them together, each counting as "
+                f"{BLOCK} bytes or more, longer than {allowed} bytes"
+            )
             raise BadArchive(f"{member.name!r} claims to be {member.size} bytes long; {rule}")
         files[path] = member.size
     _check_parents(files)
@@ -226,6 +230,9 @@ def _tar_members(file: Stream) -> Iterator[Member]:
             guard.left = math.inf  # a file's contents
             yield Member(info.name, _tar_kind(info), info.size, partial(archive.extractfile, info))
             guard.left = LONGEST_HEADER
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all for random access
+            if sum(map(len, archive.pax_headers)) > LONGEST_HEADER:  # and hands a copy of these to every member
+                raise BadArchive(f"{info.name!r} comes after more than {LONGEST_HEADER} bytes of global headers")
         _check_end(file, archive.offset)
 
 

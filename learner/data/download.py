@@ -29,6 +29,7 @@ from learner.errors import UsageError, UserError
 Progress = Callable[[str, int, int], None]  # what is going on, how much is done, how much there is (0: unknown)
 Report = Callable[[int, int], None]
 CHUNK = 1 << 18
+NUMBER = "[0-9]{1,18}"  # what a server may send as one
 PASSING = {408, 425, 429}  # refusals that may be over a moment later, as are all from 500 on
 
 
@@ -120,7 +121,7 @@ class Part:
         "Return the version that was noted; an empty one if there is no note or it was torn."
         try:
             return Version(**json.loads(self.notes.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError, RecursionError):
             return Version()
 
     def begin(self, version: Version) -> None:
@@ -199,12 +200,12 @@ def _version(response: HTTPResponse) -> Version:
     "Read which version a whole-file response brings; weak ETags don't promise equal bytes and are not used."
     tag, length = response.headers["ETag"], response.headers["Content-Length"]
     strong = tag if tag and not tag.startswith("W/") else response.headers["Last-Modified"]
-    return Version(strong, int(length) if length and length.isdigit() else None)
+    return Version(strong, int(length) if re.fullmatch(NUMBER, length or "") else None)
 
 
 def _continued(response: HTTPResponse, have: int, version: Version, part: Part) -> Version:
     "Refuse a partial response that does not go on exactly where the same version broke off; else return its version."
-    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers["Content-Range"] or "")
+    span = re.fullmatch(rf"bytes ({NUMBER})-{NUMBER}/({NUMBER})", response.headers["Content-Range"] or "")
     fits = span is not None and int(span[1]) == have and version.total in (None, int(span[2]))
     if span and fits and _version(response).validator in (None, version.validator):
         return Version(version.validator, int(span[2]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from learner.data.labels import Labeller, label_all, parent_label
 from learner.data.splitters import Parts, Splitter, automatic, grandparent
-from learner.errors import UsageError
+from learner.errors import CONTROL, UsageError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 
@@ -33,12 +34,19 @@ def image_files(root: str | Path) -> list[str]:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
+                        folders.append(printable_path(entry.path))
                     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                        found.append(entry.path)
+                        found.append(printable_path(entry.path))
         except OSError as error:
             raise UsageError(f"{error.filename} can't be listed: {error.strerror}; pass a folder of images") from error
     return sorted(found)
+
+
+def printable_path(path: str) -> str:
+    "The path; UsageError if it could drive a terminal, on which such names are shown, or end a line of a list."
+    if not path.isprintable() and re.search(CONTROL, path):  # the first is quick, and wary of bytes that are no UTF-8
+        raise UsageError(f"{path!r} has control characters in its name; rename it")
+    return path
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from learner.errors import UsageError, UserError
+from learner.reading import opened
+
+# Pillow goes by what a file holds, whatever its name, and knows formats that call other programs (PostScript)
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 class BadImage(UserError):
@@ -54,7 +58,7 @@ def open_image(file: str, channels: int = 3) -> NDArray[np.uint8]:
 def _opened(file: str) -> Iterator[Image.Image]:
     "The image while it is read; whatever goes wrong there is a BadImage."
     try:
-        with Image.open(file) as image:
+        with opened(file) as stream, Image.open(stream, formats=FORMATS) as image:
             _check_area(image)
             yield image
     except MemoryError:
@@ -99,7 +103,7 @@ def to_grey(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     "Any mode as RGB: 16-bit grey is scaled to 8 bits, transparency laid over white."
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
@@ -109,8 +113,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(file: str, error: Exception) -> str:
     try:
-        if os.path.getsize(file) == 0:
+        if os.path.getsize(file) == 0 and os.path.isfile(file):
             return "the file is empty"
     except OSError as missing:
         return missing.strerror or str(missing)
-    return str(error).replace(f" {file!r}", "") or type(error).__name__
+    return str(error).partition(" <_io.")[0] or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import posixpath
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from learner.errors import UsageError, UserError
+from learner.errors import CONTROL, UsageError, UserError, shown
+from learner.reading import opened
 
 # A name is a file's path below the dataset's folder, with forward slashes: the same on every machine.
 Labeller = Callable[[str], str]
 
 IS_VALID = "is_valid"
+LIST_LIMIT = 2**29  # bytes
 TABLE = r"(?P<table>.+\.(?i:csv))(:(?P<column>.+))?"
 YES_NO = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -46,6 +49,8 @@ def label_all(names: Sequence[str], get_y: Labeller) -> list[str]:
         found = get_y(name)
         if not isinstance(found, str) or not found.strip():
             raise NoAnswer(f"its label is {found!r}, and must be a text that is not empty")
+        if re.search(CONTROL, found):
+            raise NoAnswer(f"its label is {shown(repr(found))}, which has control characters; call it otherwise")
         return found
 
     return ask_all(names, label, "label")
@@ -131,8 +136,8 @@ class Table:
 def read_table(file: str | Path) -> Table:
     "Read a CSV file whose first line names the columns; UsageError if it is none, or has two rows for one file."
     try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            header, *lines = [row for row in csv.reader(stream) if row] or [[]]
+        with opened(file, LIST_LIMIT) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+            header, *lines = [row for row in csv.reader(text) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
     if len(header) < 2:

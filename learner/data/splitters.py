@@ -15,8 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from learner.data.labels import IS_VALID, TABLE, Labeller, Table, ask_all, label_all, read_table, refuse_strangers, tidy
+from learner.data.labels import (
+    IS_VALID,
+    LIST_LIMIT,
+    TABLE,
+    Labeller,
+    Table,
+    ask_all,
+    label_all,
+    read_table,
+    refuse_strangers,
+    tidy,
+)
 from learner.errors import UsageError
+from learner.reading import read_bytes
 
 Parts = tuple[Sequence[int], Sequence[int]]
 Splitter = Callable[[Sequence[str], Labeller], Parts]
@@ -166,7 +178,7 @@ def make_splitter(text: str, seed: int, root: str | Path = ".") -> Splitter:
 def read_list(file: str | Path) -> list[str]:
     "The paths in a text file, one a line."
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bytes(file, LIST_LIMIT).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
     return [tidy(line) for line in lines if line.strip()]

@@ -21,7 +21,7 @@ from cluster.ray_cluster import (
     JoinedCluster,
     has_token,
     keep_sigterm,
-    refuse_silence,
+    refuse_strangers,
     remove_stale_folders,
     require,
 )
@@ -168,4 +168,4 @@ def test_a_cluster_of_others_is_joined_and_goes_on(
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 CPU workers, over gloo" in done.stdout
     assert re.search(r"^accuracy [01]\.\d{4} ", done.stdout, re.MULTILINE)
-    refuse_silence(address)  # the cluster outlives the run
+    refuse_strangers(address)  # the cluster outlives the run

@@ -181,7 +181,7 @@ def test_the_error_travels_between_processes() -> None:
 def test_decoding_leaves_the_warning_filters_of_other_threads_alone(tmp_path: Path, monkeypatch) -> None:
     solid("RGB", RGB).save(tmp_path / "x.png")
     during, really_open = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda file: during.append(list(warnings.filters)) or really_open(file))
+    monkeypatch.setattr(Image, "open", lambda *a, **k: during.append(list(warnings.filters)) or really_open(*a, **k))
     before = list(warnings.filters)
     decode(os.fspath(tmp_path / "x.png"), 8)
     assert during == [before]

@@ -134,6 +134,12 @@ def test_without_proof_of_the_version_it_starts_over(web: Any, tmp_path: Path, h
     assert [request.get("Range") for request in page.requests] == [None] * 3
 
 
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", "0x10", "1e3", "\xb2" * 60_000])
+def test_a_length_that_is_none_is_not_believed(web: Any, tmp_path: Path, length: str) -> None:
+    web.put("/a", BODY, sized=False, headers={"Content-Length": length})
+    assert get(web.url("/a"), tmp_path / "a", md5=md5(BODY)).read_bytes() == BODY
+
+
 def test_a_server_without_ranges_sends_all_again(web: Any, tmp_path: Path) -> None:
     page = web.put("/a", BODY, cuts=[1000, 2000], ranges=False)
     assert get(web.url("/a"), tmp_path / "a", md5=md5(BODY)).read_bytes() == BODY

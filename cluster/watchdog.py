@@ -1,0 +1,60 @@
+"""The watchdog: ends what belongs to a Ray cluster of ours once its driver is gone, however that went.
+
+A program of its own, with nothing but Python's standard library: `python watchdog.py FOLDER`. Its standard input is a
+pipe that the driver alone holds open, so the pipe's end is the driver's end, a SIGKILL included. Ray's own agents
+would go on for a minute then, since they try that long to report to a server which is dead too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+MARK = "ORCHESTRATOR_CLUSTER"  # in the environment of every process of the cluster: its folder
+SECONDS = 5.0  # in which processes that were just being started may still turn up
+
+
+def members(folder: str) -> Iterator[int]:
+    "The processes of the cluster in this folder; other users' can't be seen, and are none of it."
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            if _is_marked(name, folder) or _is_agent(name, folder):
+                yield int(name)
+        except OSError:
+            continue  # it ended while we looked, or it is not ours
+
+
+def _is_marked(pid: str, folder: str) -> bool:
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        return f"{MARK}={folder}".encode() in file.read().split(b"\0")
+
+
+def _is_agent(pid: str, folder: str) -> bool:
+    "Ray's agents write their title over their environment: one with such a title and a log in the folder."
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        if file.read(5) != b"ray::":
+            return False
+    files = f"/proc/{pid}/fd"
+    return any(os.readlink(f"{files}/{number}").startswith(f"{folder}/") for number in os.listdir(files))
+
+
+def end(folder: str) -> None:
+    "Kill the members until none is left, and remove the folder."
+    deadline = time.monotonic() + SECONDS
+    while (there := list(members(folder))) and time.monotonic() < deadline:
+        for pid in there:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.02)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    end(sys.argv[1])

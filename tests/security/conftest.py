@@ -1,0 +1,150 @@
+"What attacks share: commands run in this process or in one of their own, what a refusal looks like, a run to spoil."
+
+import importlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+
+@dataclass(frozen=True)
+class Ended:
+    "What a command left: its exit code and what it printed."
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def undisturbed() -> Iterator[None]:
+    "A command run in this process changes the environment, torch's threads, signals and hooks; put them back."
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    with patch.dict(os.environ), patch.object(threading, "excepthook", threading.excepthook):
+        yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def user_environment() -> dict[str, str]:
+    "The environment of a user who has no Ray running."
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "NCCL_"))}
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    "See `user_environment`; a copy to change."
+    return user_environment()
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    "Run `python -m orchestrator.NAME` with arguments in this process: `command('launch', '--epochs', 0)`."
+
+    def run(name: str, *arguments: Any) -> Ended:
+        main = importlib.import_module(f"orchestrator.{name}").main
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def there(environment: dict[str, str]) -> Command:
+    "As `command`, in a process of its own."
+
+    def run(name: str, *arguments: Any) -> Ended:
+        line = [sys.executable, "-m", f"orchestrator.{name}", *map(str, arguments)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def refused(command: Command) -> Callable[..., str]:
+    "Run a command that must end with exit code 2 and one plain sentence, which is returned, `parts` being in it."
+
+    def run(name: str, *arguments: Any, parts: tuple[str, ...] = ()) -> str:
+        return sentence(command(name, *arguments), *parts)
+
+    return run
+
+
+def sentence(ended: Ended, *parts: str, code: int = 2) -> str:
+    "What is said of a refusal: one line without a traceback, without anything that could drive a terminal, not long."
+    *before, last = ended.err.splitlines()  # predict first names the run, there too
+    assert ended.code == code, ended
+    assert last.startswith("error: ") and len(before) < 2, ended.err
+    assert ended.err.replace("\n", "").isprintable() and len(last) < 2000, last[:3000]
+    for part in parts:
+        assert part in last, f"{part!r} is not in {last!r}"
+    return last
+
+
+@pytest.fixture(scope="session")
+def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A finished run on `pictures`, in a process of its own; tests work on copies."
+    folder = tmp_path_factory.mktemp("finished")
+    line = [sys.executable, "-m", "orchestrator.launch", *options(pictures, folder), "--name", "finished"]
+    subprocess.run(line, check=True, env=user_environment(), capture_output=True, timeout=120)
+    return folder / "finished" / "version_0"
+
+
+def options(pictures: Path, runs: Path) -> list[str]:
+    "Arguments of a run of a second, which leaves nothing outside of `runs`."
+    text = "--arch simple_cnn_bn --size 24 --batch-size 8 --epochs 1 --lr 0.02 --cache off --local --momentum 0.9"
+    return [*text.split(), "--data", str(pictures), "--data-dir", str(runs), "--runs", str(runs)]
+
+
+@pytest.fixture
+def arguments(pictures: Path, tmp_path: Path) -> list[str]:
+    "See `options`: a run in `tmp_path`/runs."
+    return options(pictures, tmp_path / "runs")
+
+
+@pytest.fixture
+def spoilt(finished: Path, tmp_path: Path) -> Path:
+    "A copy of the finished run to do with as one likes."
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "spoilt" / "version_0"))
+
+
+class Exploit:
+    "Makes a folder where it is unpickled."
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def malice(tmp_path: Path) -> Iterator[Callable[[str], bytes]]:
+    "Pickles by kind that make a folder where they are unpickled; checks afterwards that none was."
+    exploited = tmp_path / "exploited"
+
+    def make(kind: str) -> bytes:
+        if kind == "torch.save":
+            file = tmp_path / "exploit.pt"
+            torch.save({"weight": Exploit(exploited)}, file)
+            return file.read_bytes()
+        return pickle.dumps(Exploit(exploited), protocol=int(kind))
+
+    yield make
+    assert not exploited.exists()

@@ -1,0 +1,166 @@
+"What a stranger on the network reaches: the loopback alone, nothing without the token; and joining others' clusters."
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.ray_cluster import JoinedCluster, has_token, lets_strangers_in
+from learner.errors import UserError
+
+
+def test_ray_runs_with_a_token_of_its_own_and_serves_no_pages(ray_gang: Any, descendants: Callable[..., Any]) -> None:
+    "Addresses, and that strangers are turned away, are in tests/cluster/test_ray_cluster.py."
+    node = ray_gang.ray._private.worker.global_worker.node
+    assert not node.webui_url and not node.get_gcs_client().internal_kv_get(b"webui:url", b"dashboard")
+    raylet = next(pid for pid, line in descendants(os.getpid()).items() if "raylet/raylet" in line)
+    settings = Path(f"/proc/{raylet}/environ").read_bytes().split(b"\0")
+    assert {b"RAY_AUTH_MODE=token", b"RAY_USAGE_STATS_ENABLED=0"} <= set(settings)
+    (token,) = (line.removeprefix(b"RAY_AUTH_TOKEN=") for line in settings if line.startswith(b"RAY_AUTH_TOKEN="))
+    assert len(bytes.fromhex(token.decode())) == 32
+    files = [path for path in Path(ray_gang.cluster.folder).rglob("*") if path.is_file()]
+    assert files and not [path for path in files if token in path.read_bytes()], "it is in no file"
+
+
+Answer = Callable[[socket.socket], Any]
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[Answer], str]]:
+    "A function that gives the address of a server which treats each connection so."
+    listeners = []
+
+    def serve(answer: Answer) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def run() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                    with connection:
+                        answer(connection)
+                except OSError:
+                    return
+
+        threading.Thread(target=run, daemon=True).start()
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+    yield serve
+    for listener in listeners:
+        listener.close()
+
+
+OTHERS: dict[str, Answer] = {
+    "web server": lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n") or connection.recv(100),
+    "ssh": lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n") or connection.recv(100),
+    "hangs up": lambda connection: None,
+    "endless": lambda connection: connection.sendall(bytes(10_000_000)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_ray_is_refused_at_once(server: Any, kind: str) -> None:
+    address = server(OTHERS[kind])
+    with pytest.raises(UserError, match=f"no Ray cluster could be joined at {address}: .*ray start --head"):
+        JoinedCluster(address)
+
+
+def test_what_never_answers_is_given_up(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.ray_cluster.ANSWER_TIMEOUT", 0.2)
+    released = threading.Event()
+    try:
+        with pytest.raises(UserError, match="timed out; is it up"):
+            JoinedCluster(server(lambda connection: released.wait(60)))
+    finally:
+        released.set()
+
+
+def test_a_cluster_that_was_not_joined_leaves_no_run_directory(
+    server: Any, arguments: list[str], tmp_path: Path, there: Any
+) -> None:
+    arguments.remove("--local")
+    ended = there("launch", *arguments, "--cpus", "2", "--name", "x", "--address", server(OTHERS["hangs up"]))
+    assert ended.code == 1
+    assert ended.err.startswith("error: no Ray cluster could be joined at 127.0.0.1:")
+    assert len(ended.err.splitlines()) == 1
+    assert list((tmp_path / "runs" / "x").iterdir()) == []
+
+
+def test_a_run_neither_writes_to_the_home_folder_nor_needs_one(
+    arguments: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    "Not even root can write into /proc."
+    arguments.remove("--local")
+    environment |= {"HOME": "/proc", "MPLCONFIGDIR": str(tmp_path)}
+    line = [sys.executable, "-m", "orchestrator.launch", *arguments, "--cpus", "2"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_token_that_may_not_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setattr(os, "stat", refuse)
+    assert not has_token()
+
+
+@pytest.fixture(scope="module")
+def open_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    "The address of a Ray cluster of somebody else, without a token."
+    from tempfile import TemporaryDirectory
+
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    with TemporaryDirectory(prefix="h", dir="/tmp") as place:
+        ray = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", "--head", "--port=0", "--include-dashboard=false",
+             "--num-cpus=2", f"--temp-dir={place}", "--object-store-memory=80000000", "--block"],
+            env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        found, deadline = Path(place, "ray_current_cluster"), time.monotonic() + 60
+        try:
+            while not (found.exists() and found.read_text()):
+                assert ray.poll() is None and time.monotonic() < deadline, "ray start came to nothing"
+                time.sleep(0.05)
+            yield found.read_text().strip()
+        finally:
+            ray.terminate()
+            ray.wait(30)
+
+
+JOIN = """
+import sys
+from cluster.ray_cluster import JoinedCluster
+cluster = JoinedCluster(sys.argv[1])
+print(*cluster.warnings, sep="\\n")
+cluster.close()
+"""
+
+
+@pytest.mark.parametrize("settings", [{}, {"RAY_AUTH_TOKEN": "ab" * 32}, {"RAY_AUTH_MODE": "disabled"}], ids=str)
+def test_joining_a_cluster_without_a_token_says_what_is_exposed(
+    open_head: str, environment: dict[str, str], settings: dict[str, str]
+) -> None:
+    "Whatever the user has set: it is the cluster that is open."
+    line, env = [sys.executable, "-c", JOIN, open_head], environment | {"HOME": "/nowhere"} | settings
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    (warning,) = done.stdout.splitlines()
+    assert f"the Ray cluster at {open_head} asks for no token" in warning
+    assert "whoever reaches that port can run code on all its machines" in warning
+    assert "RAY_AUTH_TOKEN" in warning
+
+
+def test_a_cluster_that_asks_for_a_token_is_not_warned_of(ray_gang: Any) -> None:
+    assert not lets_strangers_in(ray_gang.ray.get_runtime_context().gcs_address)
