@@ -25,7 +25,9 @@ class Job:
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
     `fine_tune` has the head and the body in groups of their own, the body frozen until told otherwise;
-    `weights` replace those that the seed gives, all or some by name;
+    `decay_weights_only` spares biases and BatchNorm from weight decay; `class_weights` has one for each class, or none;
+    `weights` replace those that the seed gives, all or some by name; `lsuv` scales them on the first training images;
+    `activations` asks for what each layer gives in the first step of each epoch;
     `outcomes` asks for what the model makes of each validation sample, with so many likeliest classes (0: for none).
     """
 
@@ -55,6 +57,10 @@ class Job:
     accumulate: int = 1
     precision: str = "fp32"
     fine_tune: bool = False
+    decay_weights_only: bool = False
+    class_weights: tuple[float, ...] = ()
+    lsuv: bool = False
+    activations: bool = False
     weights: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     outcomes: int = 0
 
@@ -79,7 +85,8 @@ class Report:
     """What one rank did in a chunk: per batch its sum of losses and its count, in all its sums and counts.
 
     `seconds` has the chunk's total, and of it the time waiting for data and for communication. `outcomes` are those of
-    its validation samples, where the job asks for them.
+    its validation samples, and `activations` the sums of each layer (see ActivationStats) in each recorded step, where
+    the job asks for them.
     """
 
     rank: int
@@ -90,3 +97,4 @@ class Report:
     seconds: dict[str, float]
     bad_images: list[tuple[str, str]] = field(default_factory=list)
     outcomes: Outcomes | None = None
+    activations: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)

@@ -18,12 +18,17 @@ class RankLearner(Learner):
     """
 
     label_smoothing = 0.0
+    class_weights: Tensor | None = None
     first_part = True
 
     def get_loss(self) -> None:
-        "`preds` and targets to the sum of losses; 0 where this rank has no samples. Only training smooths labels."
-        smoothing = self.label_smoothing if self.model.training else 0.0
-        self.loss = cross_entropy(self.preds, self.batch[1], "sum", smoothing)
+        "`preds` and targets to the sum of losses; 0 for no samples. Only training smooths labels and weighs classes."
+        special = (self.label_smoothing, self.class_weights) if self.model.training else ()
+        self.loss = cross_entropy(self.preds, self.batch[1], "sum", *special)
+
+    def weigh(self, targets: Tensor) -> float:
+        "What these samples (class numbers int64) count for in the mean of losses: one each, or their classes' weights."
+        return len(targets) if self.class_weights is None else float(self.class_weights.cpu()[targets].sum())
 
     def loss_total(self) -> Tensor:
         "The sum that the loss already is."

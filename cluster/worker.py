@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from cluster.comms import Comm
 from cluster.messages import Chunk, Job, Report
 from cluster.rank_learner import RankLearner, RankResults
 from cluster.reducer import GradientSum
-from cluster.shards import LocalPart
+from cluster.shards import LocalPart, n_batches
 from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
+from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
@@ -27,11 +29,14 @@ from learner.data.images import BadImage
 from learner.data.loader import Readable, collate_readable, epoch_order
 from learner.data.warp import Warp, make_augment
 from learner.errors import UserError
-from learner.groups import body_and_head, layer_groups, one_group
+from learner.groups import body_and_head, layer_groups, no_decay_groups, one_group
 from learner.learner import Callback, Learner
+from learner.lsuv import lsuv
 from learner.models import build
 from learner.module import Module
 from learner.optim import make_optimizer
+
+SAMPLE = 64  # images that LSUV looks at
 
 
 def refuse_bad(bad: tuple[tuple[str, str], ...], skip: bool) -> None:
@@ -54,6 +59,8 @@ def callbacks(job: Job, device: torch.device) -> list[Callback]:
         chosen.append(EMA(job.ema))
     if job.outcomes:
         chosen.append(KeepOutcomes(job.batch_size, job.outcomes))
+    if job.activations:
+        chosen.append(ActivationStats(every=n_batches(len(job.train), job.batch_size)))
     return chosen
 
 
@@ -64,14 +71,20 @@ class Worker:
         self.job, self.comm, self.device = job, comm, device
         torch.manual_seed(job.seed)
         model = build(job.arch, job.channels, job.n_classes).to(device)
-        self._share(model)
         self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
+        if job.lsuv:
+            lsuv(model, self._first_images(model, SAMPLE, device)[0])
+        self._share(model)
         self.results = RankResults()
         splitter = body_and_head if job.fine_tune else one_group
         self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
         self.learner.label_smoothing = job.label_smoothing
-        groups = layer_groups(model, splitter)
-        self.reducer = GradientSum([p for group in groups for p in group], comm)
+        if job.class_weights:
+            self.learner.class_weights = torch.tensor(job.class_weights, device=device)
+        groups: list[Any] = [{"params": group} for group in layer_groups(model, splitter)]
+        if job.decay_weights_only:
+            groups = no_decay_groups(model, splitter)
+        self.reducer = GradientSum([p for group in groups for p in group["params"]], comm)
         self.learner("before_fit")
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
         self.learner("after_opt")
@@ -113,7 +126,8 @@ class Worker:
         }
         counts, sums = list(self.results.ns), self.results.totals()
         outcomes = next((cb.take() for cb in self.learner.cbs if isinstance(cb, KeepOutcomes)), None)
-        return Report(self.comm.rank, chunk, losses, counts, sums, seconds, bad, outcomes)
+        activations = next((cb.take() for cb in self.learner.cbs if isinstance(cb, ActivationStats)), {})
+        return Report(self.comm.rank, chunk, losses, counts, sums, seconds, bad, outcomes, activations)
 
     def _enter(self, chunk: Chunk) -> None:
         "Set the Learner to the chunk's place."
@@ -131,7 +145,7 @@ class Worker:
     def _step(self, batch: Readable, part: LocalPart, own: int, hypers: dict[str, float]) -> None:
         "One global batch, of which `batch` has this rank's `own` samples, and behind them those they are mixed with."
         learner, n = self.learner, len(batch.targets)
-        self.reducer.n_local = own
+        self.reducer.n_local = own if self.job.mix else learner.weigh(batch.targets[:own])
         self._set(hypers, part)
         parts = self.job.accumulate if learner.model.training else 1
         cuts = [n * i // parts for i in range(parts + 1)]
@@ -218,13 +232,17 @@ class Worker:
 
     def samples(self, n: int) -> tuple[np.ndarray, list[int]]:
         "The first `n` training images as the model sees them in step 0, bytes (n, size, size, channels), and classes."
+        inputs, targets = self._first_images(self.learner.model, n, torch.device("cpu"))
+        return self.job.normalize.invert(inputs).numpy(), targets.tolist()
+
+    def _first_images(self, model: Module, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        "Inputs and targets as in step 0, but for what mixes samples; the same on every rank."
         order = epoch_order(len(self.job.train), self.job.seed, 0)[:n]
         batch = collate_readable(self.data.dataset(True), order)
-        setup = callbacks(self.job, torch.device("cpu"))[:1]
-        view = Learner(self.learner.model, None, cbs=setup)
+        view = Learner(model, None, cbs=callbacks(self.job, device)[:1])
         view.batch, view.rows = (batch.inputs, batch.targets), batch.rows
         view("before_batch")
-        return self.job.normalize.invert(view.batch[0]).numpy(), view.batch[1].tolist()
+        return view.batch
 
     def close(self) -> None:
         "End the loaders' threads and leave the group."

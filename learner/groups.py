@@ -58,14 +58,14 @@ def freeze_to(model: Module, groups: Sequence[Sequence[Parameter]], n: int) -> N
 def no_decay_groups(model: Module, splitter: Splitter = one_group) -> list[dict[str, Any]]:
     """Groups for an optimizer: of each of the splitter's, the weights, then biases and BatchNorm with no weight decay.
 
-    Decay pulls towards zero, which is the simplest value of a weight but of no scale or shift. A rate that is spread
-    over layer groups has to be given once for each of the pair: `[r for rate in rates for r in (rate, rate)]`.
+    Decay pulls towards zero, which is the simplest value of a weight but of no scale or shift. Both of a pair are the
+    same `layer` to the optimizer, so that a spread rate has one value for them.
     """
     spared = {p for owner, name, p in _owners(model) if isinstance(owner, BatchNorm) or name == "bias"}
     pairs: list[dict[str, Any]] = []
-    for group in layer_groups(model, splitter):
-        pairs.append({"params": [p for p in group if p not in spared]})
-        pairs.append({"params": [p for p in group if p in spared], "weight_decay": 0.0})
+    for layer, group in enumerate(layer_groups(model, splitter)):
+        pairs.append({"params": [p for p in group if p not in spared], "layer": layer})
+        pairs.append({"params": [p for p in group if p in spared], "layer": layer, "weight_decay": 0.0})
     return pairs
 
 

@@ -21,6 +21,7 @@ from learner.data.sources import resolve
 from learner.data.store import Store, prune, store_bytes, store_name
 from learner.data.warp import AugmentConfig
 from learner.errors import UsageError, UserError
+from learner.losses import balanced
 from orchestrator.config import Config
 from orchestrator.devices import Devices, choose
 from orchestrator.driver import Plan
@@ -121,6 +122,10 @@ def make_job(config: Config, split: Split) -> Job:
         augmentation=AugmentConfig.read(config.magnitudes),
         mix=MixConfig(mixup=config.mixup, cutmix=config.cutmix),
         fine_tune=config.fine_tune > 0,
+        decay_weights_only=config.decay_weights_only,
+        class_weights=balanced(split.train.targets, len(split.vocab)) if config.balance_classes else (),
+        lsuv=config.lsuv,
+        activations=config.activations,
         progressive=len(config.sizes.sides) > 1,
         sync_batchnorm=config.sync_batchnorm,
         skip_bad_images=config.bad_images == "skip",

@@ -71,6 +71,7 @@ class Config:
     init: str | None = option(
         None, "start from the weights of a finished run, but for the head where the classes differ", MODEL, "RUN"
     )
+    lsuv: bool = option(False, "scale the first weights until every layer gives variance 1 (LSUV)", MODEL)
     sync_batchnorm: bool = option(True, "BatchNorm over the global batch, not each worker's part", MODEL)
 
     epochs: int = option(8, "how often to go through the training set", TRAIN, "N")
@@ -85,6 +86,10 @@ class Config:
     )
     moms: str | None = option(None, "momentum along one cycle, as in fastai: 0.95,0.85,0.95", TRAIN, "A,B,C")
     weight_decay: float | None = option(None, "weight decay (default: the optimizer's own)", TRAIN, "WD")
+    decay_weights_only: bool = option(False, "no weight decay for biases and BatchNorm", TRAIN)
+    balance_classes: bool = option(
+        False, "weigh each class's losses by how rare it is, so that all classes count alike in training", TRAIN
+    )
     label_smoothing: float = option(0.0, "how much of each label goes to all classes", TRAIN, "E")
     clip_grad: float = option(0.0, "bound on the norm of all gradients; 0: none", TRAIN, "NORM")
     accumulate: int = option(1, "put each batch through the model in N parts, to save memory", TRAIN, "N")
@@ -111,6 +116,7 @@ class Config:
     resume: str | None = option(None, "go on with a run: last, or its directory", RUN, "last|RUN")
     autoresume: bool = option(False, "go on with the last run of this name if there is one, else begin one", RUN)
     keep: int = option(2, "how many checkpoints to keep", RUN, "N")
+    activations: bool = option(False, "show what each layer gives, once an epoch, in TensorBoard", RUN)
     debug: bool = option(False, "show tracebacks", RUN)
 
     def __post_init__(self) -> None:
@@ -145,6 +151,7 @@ class Config:
                       "above 0, or auto")  # fmt: skip
         self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
                       "letters, digits and . _ + - only")  # fmt: skip
+        self._require("lsuv", not (self.lsuv and self.init), "left out with --init, whose weights it would replace")
         if self.address is not None:
             self._require("address", re.fullmatch(r"[^\s:]+:\d+", self.address) is not None, "HOST:PORT")
 

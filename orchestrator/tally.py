@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from cluster.worker import Report
 from learner.metrics import Sums, means, merge
 
@@ -16,6 +18,16 @@ def step_losses(reports: Sequence[Report]) -> list[float]:
     totals = zip(*(report.losses for report in reports))
     counts = zip(*(report.counts for report in reports))
     return [sum(total) / sum(n) if sum(n) else float("nan") for total, n in zip(totals, counts)]
+
+
+def layer_sums(reports: Sequence[Report]) -> dict[int, dict[str, np.ndarray]]:
+    "By step and layer, the sums of what all ranks' parts of the global batch came to there (see ActivationStats)."
+    merged: dict[int, dict[str, np.ndarray]] = {}
+    for step, layers in ((step, layers) for report in reports for step, layers in report.activations.items()):
+        into = merged.setdefault(step, {})
+        for name, sums in layers.items():
+            into[name] = into[name] + sums if name in into else sums
+    return merged
 
 
 class Tally:

@@ -10,7 +10,7 @@ from learner.schedule import Anneal, linear, one_cycle
 class OneCycle(Callback):
     """Sets the rate of each training step along `schedule.one_cycle` up to `base_lr`; keeps the last group's in `lrs`.
 
-    A slice or a list gives each group of parameters a peak of its own (see `optimizer.spread`).
+    A slice or a list gives each group of layers a peak of its own (see `optimizer.spread`).
     """
 
     def __init__(self, base_lr: Rate, anneal: Anneal = linear) -> None:
@@ -26,6 +26,6 @@ class OneCycle(Callback):
         if self.model.training:
             n = len(self.dls.train)
             pct = (self.epoch * n + self.num) / (self.n_epochs * n)
-            peaks = spread(self.base_lr, len(self.opt.groups))
+            peaks = spread(self.base_lr, self.opt.n_layers)
             self.opt.set(lr=[one_cycle(pct, peak, self.anneal) for peak in peaks])
             self.lrs.append(self.opt.lr)

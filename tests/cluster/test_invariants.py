@@ -29,6 +29,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "accumulate": 2,
     },
+    "weighed": {
+        "class_weights": (0.1, 0.9, 3.0, 0.5),
+        "label_smoothing": 0.1,
+        "decay_weights_only": True,
+        "weight_decay": 0.1,
+        "lsuv": True,
+        "activations": True,
+        "arch": "simple_cnn_bn",
+        "momentum": 0.9,
+    },
     "grey": {"arch": "simple_cnn_bn", "channels": 1, "normalize": Normalize((0.5,), (0.25,))},
     "frozen": {"fine_tune": True, "arch": "simple_cnn_bn", "momentum": 0.9},
     "mixed": {"augment": "full", "presize": 30, "mix": MixConfig(mixup=0.4, cutmix=1.0)},
@@ -71,6 +81,40 @@ def test_n_workers_are_one(
     for name, tensor in one.states[0].items():
         np.testing.assert_allclose(many.states[0][name], tensor, rtol=RTOL, atol=ATOL, err_msg=name)
     assert_ranks_agree(many, world_size)
+
+
+ADAPTIVE: dict[str, dict[str, Any]] = {
+    "adam": {"optimizer": "adam", "weight_decay": 0.01},
+    "adamw": {"optimizer": "adamw", "decay_weights_only": True, "precision": "bf16"},
+    "lamb": {"optimizer": "lamb", "weight_decay": 0.01, "precision": "fp16"},
+    "rmsprop": {"optimizer": "rmsprop", "momentum": 0.9},
+    "fine-tuned": {"optimizer": "adamw", "decay_weights_only": True, "fine_tune": True},
+    "progressive": {"augment": "full", "presize": 30, "progressive": True},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_two_workers_are_one_where_steps_are_of_one_length(
+    ray_gang: RayGang, local_gang: Callable[[Job], LocalGang], drive: Callable[..., Any], job: Job, name: str
+) -> None:
+    """As above, at rates at which such optimizers learn; compared is what the model gives, and weights to a step.
+
+    They divide a gradient by its own size, so where that is about zero, its rounding makes whole steps.
+    """
+    mine = replace(job, **ADAPTIVE[name])
+    hypers = {"lr": 2e-3} | ({"body_lr": 2e-4} if mine.fine_tune else {}) | ({"size": 20} if mine.progressive else {})
+    alone = local_gang(mine)
+    ray_gang.start(mine, 2)
+    if mine.fine_tune:
+        for gang in (alone, ray_gang):
+            gang.call("freeze_to", 0)
+    one, many = drive(alone, mine, **hypers), drive(ray_gang, mine, **hypers)
+    exact = mine.precision == "fp32"
+    np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4 if exact else 2e-2)
+    np.testing.assert_allclose(many.valid["loss"][0], one.valid["loss"][0], rtol=1e-4 if exact else 2e-2)
+    for key, tensor in one.states[0].items():
+        np.testing.assert_allclose(many.states[0][key], tensor, atol=2e-3, rtol=1e-3, err_msg=key)
+    assert_ranks_agree(many, 2)
 
 
 def assert_ranks_agree(outcome: Any, world_size: int) -> None:
