@@ -32,6 +32,20 @@ def body_and_head(model: Module) -> list[list[Parameter]]:
     return [[p for p in model.parameters() if p not in set(head)], head]
 
 
+def head_names(model: Module) -> list[str]:
+    "The names of the parameters of the last linear layer."
+    head = set(body_and_head(model)[1])
+    return [name for name, parameter in model.named_parameters() if parameter in head]
+
+
+def replace_head(model: Module, n_out: int) -> Module:
+    "Give `model` a new last linear layer, for `n_out` other classes, that has learnt nothing yet; the model."
+    head = [module for module in model.modules() if isinstance(module, Linear)][-1]
+    fresh = Linear(head.weight.shape[1], n_out).to(head.weight.device, dtype=head.weight.dtype)
+    head.weight, head.bias = fresh.weight, fresh.bias
+    return model
+
+
 def layer_groups(model: Module, splitter: Splitter) -> list[list[Parameter]]:
     "What `splitter` makes of `model`; UserError unless each parameter is in exactly one group."
     groups = splitter(model)

@@ -12,7 +12,8 @@ from cluster.shards import n_batches
 from cluster.worker import Chunk, Report
 from learner.data.sizes import Sizes
 from learner.errors import UserError
-from learner.schedule import SCHEDULES, cosine, one_cycle, one_cycle_momentum
+from learner.optimizer import spread
+from learner.schedule import SCHEDULES, fine_tuning, fine_tuning_momentum, one_cycle_momentum
 from orchestrator.tally import Tally, step_losses
 from orchestrator.tracker import Tracker
 
@@ -79,16 +80,18 @@ class Plan:
         if self.sizes is not None and len(self.sizes.sides) > 1:
             hypers["size"] = self.sizes.at(pct)
         if self.momentums is not None:
-            return hypers | {"momentum": one_cycle_momentum(pct, self.momentums)}
+            return hypers | {"momentum": self._momentum(step, self.momentums)}
         return hypers | ({"momentum": self.momentum} if self.momentum else {})
 
+    def _momentum(self, step: int, momentums: tuple[float, float, float]) -> float:
+        if self.frozen_epochs:
+            return fine_tuning_momentum(step, self.frozen_epochs * self.train_batches, self.steps, momentums)
+        return one_cycle_momentum(step / self.steps, momentums)
+
     def _fine_tuning(self, step: int) -> dict[str, float]:
-        "fastai's fine_tune: one cycle of the head alone, then one of half the rate, and of a hundredth for the body."
-        frozen = self.frozen_epochs * self.train_batches
-        if step < frozen:
-            return {"lr": one_cycle(step / frozen, self.lr, cosine, 0.99, 25.0, 1e5)}
-        lr = one_cycle((step - frozen) / (self.steps - frozen), self.lr / 2, cosine, 0.3, 5.0, 1e5)
-        return {"lr": lr, "body_lr": lr / 100}
+        rates = fine_tuning(step, self.frozen_epochs * self.train_batches, self.steps, self.lr)
+        body, head = spread(rates, 2)
+        return {"lr": head, "body_lr": body}
 
     def chunks(self, train: bool, epoch: int, pace: Pace, first: int = 0, stop: Stop = never) -> Iterator[Chunk]:
         "The batches of a pass from `first` on, as chunks of the length that `pace` likes, until `stop()`."

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from cluster.messages import Job
 from learner.errors import UsageError
-from learner.groups import body_and_head
-from learner.module import Module
+from learner.groups import head_names
 from orchestrator.loaded_run import LoadedRun
 
 
@@ -32,9 +31,3 @@ def start_from(place: str, job: Job, classes: tuple[str, ...]) -> tuple[Job, str
     if head:
         told += f"; its head ({', '.join(head)}) is new, as the classes are: {len(classes)}, there {len(run.classes)}"
     return replace(job, weights=kept, normalize=run.normalize), told
-
-
-def head_names(model: Module) -> list[str]:
-    "The names of the parameters of the last linear layer."
-    head = set(body_and_head(model)[1])
-    return [name for name, parameter in model.named_parameters() if parameter in head]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from cluster.gang import Gang
 from cluster.worker import Chunk
 from learner.errors import UserError
-from learner.lr_range import RangeTest, minimum
+from learner.lr_range import RangeTest, suggest
 from orchestrator.driver import Plan, fingerprint
 from orchestrator.tally import step_losses
 
@@ -40,13 +40,19 @@ def _chunks(plan: Plan, test: RangeTest) -> Iterator[Chunk]:
         epoch, first = divmod(step, plan.train_batches)
         length = min(CHUNK, plan.train_batches - first, len(test.planned) - step)
         rates = test.planned[step : step + length]
-        yield Chunk(True, epoch, first, step, tuple({**plan.hypers(0), "lr": lr} for lr in rates))
+        yield Chunk(True, epoch, first, step, tuple(_hypers(plan, lr) for lr in rates))
         step += length
+
+
+def _hypers(plan: Plan, lr: float) -> dict[str, float]:
+    "Those of the run's first step, at another rate."
+    hypers = plan.hypers(0)
+    return {**hypers, "lr": lr} | ({"body_lr": lr / 10} if "body_lr" in hypers else {})
 
 
 def suggestion(test: RangeTest) -> float:
     "The rate to train at; UserError if the loss never fell."
-    found = minimum(test.lrs, test.smoothed)
+    found = suggest(test)["minimum"]
     if found is None:
         raise UserError("the LR finder saw no falling loss at any rate; choose one with --lr RATE")
     return found

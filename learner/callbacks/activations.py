@@ -89,11 +89,11 @@ class ActivationStats(Callback):
         return activation_sums(x, self.near, self.limit, self.bins)
 
     def take(self) -> dict[int, dict[str, np.ndarray]]:
-        "The sums by step and layer since the last call, on the CPU."
-        taken: dict[int, dict[str, np.ndarray]] = {}
+        "The sums by step and layer, as name_Class, since the last call, on the CPU."
+        modules, taken = dict(self.model.named_modules()), dict[int, dict[str, np.ndarray]]()
         for name, steps in self.sums.items():
             for step, sums in steps.items():
-                taken.setdefault(step, {})[name] = sums.cpu().numpy()
+                taken.setdefault(step, {})[f"{name}_{type(modules[name]).__name__}"] = sums.cpu().numpy()
         self.reset()
         return taken
 

@@ -29,6 +29,12 @@ class Outcome:
     bad: list[tuple[str, str]]
     states: list[dict[str, np.ndarray]]
     prints: list[str]
+    activations: dict[tuple[int, str], np.ndarray]
+
+    @property
+    def layers(self) -> set[str]:
+        "Those whose activations were recorded."
+        return {layer for _, layer in self.activations}
 
 
 Drive = Callable[..., Outcome]
@@ -59,18 +65,23 @@ def drive() -> Drive:
     def run(gang: Gang, job: Job, epochs: int = 2, length: int = 3, **hypers: float) -> Outcome:
         parts: dict[bool, list[Sums]] = {True: [], False: []}
         losses, counts, bad = [], [], []
+        activations: dict[tuple[int, str], np.ndarray] = {}
         for epoch in range(epochs):
             for train in (True, False):
                 for reports in gang.stream(chunks(job, train, epoch, length, **hypers)):
                     assert [report.rank for report in reports] == list(range(gang.world_size))
                     parts[train].append(merge([report.sums for report in reports]))
                     bad += [image for report in reports for image in report.bad_images]
+                    for step, layers in (item for report in reports for item in report.activations.items()):
+                        for layer, found in layers.items():
+                            activations[step, layer] = activations.get((step, layer), 0) + found
                     if train:
                         n = [sum(column) for column in zip(*(report.counts for report in reports))]
                         losses += [sum(c) / k for c, k in zip(zip(*(report.losses for report in reports)), n)]
                         counts += n
         sums = {train: merge(parts[train]) for train in parts}
-        return Outcome(losses, counts, sums[True], sums[False], bad, gang.call("state"), gang.call("fingerprint"))
+        states, prints = gang.call("state"), gang.call("fingerprint")
+        return Outcome(losses, counts, sums[True], sums[False], bad, states, prints, activations)
 
     return run
 
