@@ -25,7 +25,8 @@ class Job:
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
     `fine_tune` has the head and the body in groups of their own, the body frozen until told otherwise;
-    `decay_weights_only` spares biases and BatchNorm from weight decay; `class_weights` has one for each class, or none;
+    `body_apart` only has the groups; `decay_weights_only` spares biases and BatchNorm from weight decay;
+    `class_weights` has one for each class, or none;
     `weights` replace those that the seed gives, all or some by name; `lsuv` scales them on the first training images;
     `activations` asks for what each layer gives in the first step of each epoch;
     `outcomes` asks for what the model makes of each validation sample, with so many likeliest classes (0: for none).
@@ -57,6 +58,7 @@ class Job:
     accumulate: int = 1
     precision: str = "fp32"
     fine_tune: bool = False
+    body_apart: bool = False
     decay_weights_only: bool = False
     class_weights: tuple[float, ...] = ()
     lsuv: bool = False

@@ -76,7 +76,7 @@ class Worker:
             lsuv(model, self._first_images(model, SAMPLE, device)[0])
         self._share(model)
         self.results = RankResults()
-        splitter = body_and_head if job.fine_tune else one_group
+        splitter = body_and_head if job.fine_tune or job.body_apart else one_group
         self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
         self.learner.label_smoothing = job.label_smoothing
         if job.class_weights:

@@ -122,6 +122,7 @@ def make_job(config: Config, split: Split) -> Job:
         augmentation=AugmentConfig.read(config.magnitudes),
         mix=MixConfig(mixup=config.mixup, cutmix=config.cutmix),
         fine_tune=config.fine_tune > 0,
+        body_apart=config.body_lr != 1,
         decay_weights_only=config.decay_weights_only,
         class_weights=balanced(split.train.targets, len(split.vocab)) if config.balance_classes else (),
         lsuv=config.lsuv,
@@ -143,6 +144,7 @@ def make_plan(config: Config, split: Split) -> Plan:
         schedule=config.schedule,
         lr=0.0 if isinstance(config.lr, str) else config.lr,
         momentum=config.momentum or 0.0,
+        body_share=config.body_lr,
         momentums=config.momentums,
         sizes=config.sizes,
     )

@@ -69,7 +69,11 @@ class Config:
 
     arch: str = option("simple_cnn", "the model: a name from learner/models.py", MODEL, "NAME")
     init: str | None = option(
-        None, "start from the weights of a finished run, but for the head where the classes differ", MODEL, "RUN"
+        None,
+        "start from the weights of a finished run, but for the head where the classes differ, or from a safetensors "
+        "file of torchvision's or timm's resnet18, 34 or 50",
+        MODEL,
+        "RUN|FILE",
     )
     lsuv: bool = option(False, "scale the first weights until every layer gives variance 1 (LSUV)", MODEL)
     sync_batchnorm: bool = option(True, "BatchNorm over the global batch, not each worker's part", MODEL)
@@ -77,6 +81,9 @@ class Config:
     epochs: int = option(8, "how often to go through the training set", TRAIN, "N")
     batch_size: int = option(128, "images per step over all workers (the global batch)", TRAIN, "N")
     lr: float | str = option(0.1, "peak learning rate for the global batch, or auto: find it first", TRAIN, "RATE")
+    body_lr: float = option(
+        1.0, "rate of all layers before the head, as a share of --lr: 0.01 for pretrained ones", TRAIN, "SHARE"
+    )
     schedule: str = option("one_cycle", "how the rate moves", TRAIN, choices=tuple(SCHEDULES))
     optimizer: str = option(
         "sgd", "a name from learner/optim.py: sgd, nesterov, rmsprop, adam, adamw, lamb", TRAIN, "NAME"
@@ -151,6 +158,8 @@ class Config:
                       "above 0, or auto")  # fmt: skip
         self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
                       "letters, digits and . _ + - only")  # fmt: skip
+        self._require("body_lr", 0 < self.body_lr < math.inf, "above 0")
+        self._require("body_lr", self.body_lr == 1 or not self.fine_tune, "left out with --fine-tune, which sets it")
         self._require("lsuv", not (self.lsuv and self.init), "left out with --init, whose weights it would replace")
         if self.address is not None:
             self._require("address", re.fullmatch(r"[^\s:]+:\d+", self.address) is not None, "HOST:PORT")

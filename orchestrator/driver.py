@@ -57,6 +57,7 @@ class Plan:
     momentums: tuple[float, float, float] | None = None
     sizes: Sizes | None = None
     frozen_epochs: int = 0
+    body_share: float = 1.0
 
     @property
     def train_batches(self) -> int:
@@ -76,12 +77,17 @@ class Plan:
     def hypers(self, step: int) -> dict[str, float]:
         "The hyperparameters of a step: a pure function of its number."
         pct = step / self.steps
-        hypers = self._fine_tuning(step) if self.frozen_epochs else {"lr": SCHEDULES[self.schedule](pct, self.lr)}
+        hypers = self._fine_tuning(step) if self.frozen_epochs else self.rates(SCHEDULES[self.schedule](pct, self.lr))
         if self.sizes is not None and len(self.sizes.sides) > 1:
             hypers["size"] = self.sizes.at(pct)
         if self.momentums is not None:
             return hypers | {"momentum": self._momentum(step, self.momentums)}
         return hypers | ({"momentum": self.momentum} if self.momentum else {})
+
+    def rates(self, lr: float) -> dict[str, float]:
+        "The rates of a step whose head is trained at `lr`; in fine-tuning, of one whose body is frozen."
+        share = 0.1 if self.frozen_epochs else self.body_share
+        return {"lr": lr} | ({"body_lr": lr * share} if share != 1 else {})
 
     def _momentum(self, step: int, momentums: tuple[float, float, float]) -> float:
         if self.frozen_epochs:

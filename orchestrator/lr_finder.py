@@ -40,14 +40,8 @@ def _chunks(plan: Plan, test: RangeTest) -> Iterator[Chunk]:
         epoch, first = divmod(step, plan.train_batches)
         length = min(CHUNK, plan.train_batches - first, len(test.planned) - step)
         rates = test.planned[step : step + length]
-        yield Chunk(True, epoch, first, step, tuple(_hypers(plan, lr) for lr in rates))
+        yield Chunk(True, epoch, first, step, tuple({**plan.hypers(0), **plan.rates(lr)} for lr in rates))
         step += length
-
-
-def _hypers(plan: Plan, lr: float) -> dict[str, float]:
-    "Those of the run's first step, at another rate."
-    hypers = plan.hypers(0)
-    return {**hypers, "lr": lr} | ({"body_lr": lr / 10} if "body_lr" in hypers else {})
 
 
 def suggestion(test: RangeTest) -> float:

@@ -185,3 +185,12 @@ def test_fine_tuning_has_a_cycle_of_momentum_for_each_of_its_parts() -> None:
     assert momentums[0] == momentums[5] == 0.95
     assert momentums[:5] == sorted(momentums[:5], reverse=True)
     assert momentums[5 + 6] == pytest.approx(0.85) and momentums[-1] == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_body_has_a_share_of_every_rate_also_in_the_range_test() -> None:
+    plan = dataclasses.replace(PLAN, body_share=0.01)
+    for step in range(plan.steps):
+        hypers = plan.hypers(step)
+        assert hypers["body_lr"] == pytest.approx(hypers["lr"] / 100)
+        assert hypers["lr"] == PLAN.hypers(step)["lr"]
+    assert plan.rates(0.5) == {"lr": 0.5, "body_lr": 0.005} and PLAN.rates(0.5) == {"lr": 0.5}
