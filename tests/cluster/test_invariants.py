@@ -84,7 +84,7 @@ def test_n_workers_are_one(
 
 
 ADAPTIVE: dict[str, dict[str, Any]] = {
-    "adam": {"optimizer": "adam", "weight_decay": 0.01},
+    "adam": {"optimizer": "adam", "weight_decay": 0.01, "body_apart": True},
     "adamw": {"optimizer": "adamw", "decay_weights_only": True, "precision": "bf16"},
     "lamb": {"optimizer": "lamb", "weight_decay": 0.01, "precision": "fp16"},
     "rmsprop": {"optimizer": "rmsprop", "momentum": 0.9},
@@ -102,7 +102,11 @@ def test_two_workers_are_one_where_steps_are_of_one_length(
     They divide a gradient by its own size, so where that is about zero, its rounding makes whole steps.
     """
     mine = replace(job, **ADAPTIVE[name])
-    hypers = {"lr": 2e-3} | ({"body_lr": 2e-4} if mine.fine_tune else {}) | ({"size": 20} if mine.progressive else {})
+    hypers = (
+        {"lr": 2e-3}
+        | ({"body_lr": 2e-4} if mine.fine_tune or mine.body_apart else {})
+        | ({"size": 20} if mine.progressive else {})
+    )
     alone = local_gang(mine)
     ray_gang.start(mine, 2)
     if mine.fine_tune:
