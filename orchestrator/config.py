@@ -67,7 +67,13 @@ class Config:
     cutmix: float = option(0.0, "CutMix: alpha of the Beta distribution; 0: none", DATA, "ALPHA")
     bad_images: str = option("fail", "what to do at an unreadable image", DATA, choices=("fail", "skip"))
 
-    arch: str = option("simple_cnn", "the model: a name from learner/models.py", MODEL, "NAME")
+    arch: str = option(
+        "simple_cnn",
+        "the model: linear, simple_net, simple_cnn, simple_cnn_bn, conv_net, resnet18, resnet34, resnet50, xresnet18, "
+        "xresnet34 or xresnet50",
+        MODEL,
+        "NAME",
+    )
     init: str | None = option(
         None,
         "start from the weights of a finished run, but for the head where the classes differ, or from a safetensors "
@@ -85,9 +91,7 @@ class Config:
         1.0, "rate of all layers before the head, as a share of --lr: 0.01 for pretrained ones", TRAIN, "SHARE"
     )
     schedule: str = option("one_cycle", "how the rate moves", TRAIN, choices=tuple(SCHEDULES))
-    optimizer: str = option(
-        "sgd", "a name from learner/optim.py: sgd, nesterov, rmsprop, adam, adamw, lamb", TRAIN, "NAME"
-    )
+    optimizer: str = option("sgd", "sgd, nesterov, rmsprop, adam, adamw or lamb", TRAIN, "NAME")
     momentum: float | None = option(
         None, "momentum, 0 to below 1; Adam's beta1 (default: none for SGD, 0.9)", TRAIN, "M"
     )
