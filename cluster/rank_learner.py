@@ -18,17 +18,20 @@ class RankLearner(Learner):
     """
 
     label_smoothing = 0.0
-    class_weights: Tensor | None = None
+    class_weights: Tensor | None = None  # on the CPU, where targets are counted
     first_part = True
 
     def get_loss(self) -> None:
         "`preds` and targets to the sum of losses; 0 for no samples. Only training smooths labels and weighs classes."
-        special = (self.label_smoothing, self.class_weights) if self.model.training else ()
+        special: tuple[Any, ...] = ()
+        if self.model.training:
+            weights = self.class_weights
+            special = self.label_smoothing, None if weights is None else weights.to(self.preds.device)
         self.loss = cross_entropy(self.preds, self.batch[1], "sum", *special)
 
     def weigh(self, targets: Tensor) -> float:
         "What these samples (class numbers int64) count for in the mean of losses: one each, or their classes' weights."
-        return len(targets) if self.class_weights is None else float(self.class_weights.cpu()[targets].sum())
+        return len(targets) if self.class_weights is None else float(self.class_weights[targets].sum())
 
     def loss_total(self) -> Tensor:
         "The sum that the loss already is."

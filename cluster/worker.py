@@ -80,7 +80,7 @@ class Worker:
         self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
         self.learner.label_smoothing = job.label_smoothing
         if job.class_weights:
-            self.learner.class_weights = torch.tensor(job.class_weights, device=device)
+            self.learner.class_weights = torch.tensor(job.class_weights)
         groups: list[Any] = [{"params": group} for group in layer_groups(model, splitter)]
         if job.decay_weights_only:
             groups = no_decay_groups(model, splitter)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learner.data.warp import AugmentConfig
 from learner.errors import UsageError
 from learner.models import MODELS
 from learner.optim import OPTIMIZERS
@@ -194,3 +195,10 @@ def test_each_command_says_what_it_does(command: str, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert f"python -m orchestrator.{command}" in out and "what launch would" in " ".join(out.split())
     assert "Train an image classifier" not in out
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_a_committed_recipe_can_be_read(recipe: Path) -> None:
+    config = parse(["--config", str(recipe)])
+    assert config.arch in MODELS and config.optimizer in OPTIMIZERS
+    AugmentConfig.read(config.magnitudes)
