@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import zlib
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from learner.data.images import BadImage
 from learner.data.loader import Readable, collate_readable, epoch_order
 from learner.data.warp import Warp, make_augment
 from learner.errors import UserError
-from learner.groups import body_and_head, layer_groups, no_decay_groups, one_group
+from learner.groups import body_and_head, no_decay_groups, one_group, plain_groups
 from learner.learner import Callback, Learner
 from learner.lsuv import lsuv
 from learner.models import build
@@ -79,11 +78,8 @@ class Worker:
         splitter = body_and_head if job.fine_tune or job.body_apart else one_group
         self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
         self.learner.label_smoothing = job.label_smoothing
-        if job.class_weights:
-            self.learner.class_weights = torch.tensor(job.class_weights)
-        groups: list[Any] = [{"params": group} for group in layer_groups(model, splitter)]
-        if job.decay_weights_only:
-            groups = no_decay_groups(model, splitter)
+        self.learner.class_weights = torch.tensor(job.class_weights) if job.class_weights else None
+        groups = (no_decay_groups if job.decay_weights_only else plain_groups)(model, splitter)
         self.reducer = GradientSum([p for group in groups for p in group["params"]], comm)
         self.learner("before_fit")
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)

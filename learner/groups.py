@@ -69,6 +69,11 @@ def freeze_to(model: Module, groups: Sequence[Sequence[Parameter]], n: int) -> N
             p.requires_grad_(number >= n % len(groups) or p in norms)
 
 
+def plain_groups(model: Module, splitter: Splitter = one_group) -> list[dict[str, Any]]:
+    "Groups for an optimizer: the splitter's."
+    return [{"params": group} for group in layer_groups(model, splitter)]
+
+
 def no_decay_groups(model: Module, splitter: Splitter = one_group) -> list[dict[str, Any]]:
     """Groups for an optimizer: of each of the splitter's, the weights, then biases and BatchNorm with no weight decay.
 
