@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from learner.callbacks.activations import ActivationStats
+from learner.callbacks.outcomes import KeepOutcomes
 from learner.callbacks.track import TrackResults
+from learner.interpret import Outcomes
 from learner.learner import Learner
 from learner.losses import cross_entropy
 
@@ -32,6 +36,12 @@ class RankLearner(Learner):
     def weigh(self, targets: Tensor) -> float:
         "What these samples (class numbers int64) count for in the mean of losses: one each, or their classes' weights."
         return len(targets) if self.class_weights is None else float(self.class_weights[targets].sum())
+
+    def take_kept(self) -> tuple[Outcomes | None, dict[int, dict[str, np.ndarray]]]:
+        "What callbacks have kept for a report, and forget now: outcomes and activations."
+        outcomes = [cb.take() for cb in self.cbs if isinstance(cb, KeepOutcomes)]
+        activations = [cb.take() for cb in self.cbs if isinstance(cb, ActivationStats)]
+        return (outcomes or [None])[0], (activations or [{}])[0]
 
     def loss_total(self) -> Tensor:
         "The sum that the loss already is."

@@ -121,15 +121,14 @@ class Worker:
             "communication": self.comm.seconds - waited,
         }
         counts, sums = list(self.results.ns), self.results.totals()
-        outcomes = next((cb.take() for cb in self.learner.cbs if isinstance(cb, KeepOutcomes)), None)
-        activations = next((cb.take() for cb in self.learner.cbs if isinstance(cb, ActivationStats)), {})
-        return Report(self.comm.rank, chunk, losses, counts, sums, seconds, bad, outcomes, activations)
+        return Report(self.comm.rank, chunk, losses, counts, sums, seconds, bad, *self.learner.take_kept())
 
     def _enter(self, chunk: Chunk) -> None:
         "Set the Learner to the chunk's place."
         self.learner.epoch, self.learner.global_step = chunk.epoch, chunk.step
         self.results.reset()
         self._turn_to(chunk.train)
+        self.learner.take_kept()  # what a chunk that came to no end has left
 
     def _turn_to(self, training: bool) -> None:
         "Go over between training and validation, which callbacks hear of: one may put other weights in place."
