@@ -150,7 +150,7 @@ def test_a_chunk_that_came_to_no_end_leaves_nothing_in_the_next_report(worker: M
     expected = worker(mine).run(chunk).activations
     one = worker(mine)
     with monkeypatch.context() as broken:
-        broken.setattr(one.reducer.comm, "sum_", lambda tensor: 1 / 0)
+        broken.setattr(one.learner, "step", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             one.run(chunk)
     one.reducer.flat.zero_()
