@@ -148,5 +148,5 @@ def test_a_rate_is_spread_over_layer_groups_not_over_their_pairs() -> None:
     opt.lr = [1.0, 2.0, 3.0, 4.0, 5.0]
     assert [hypers["lr"] for _, hypers in opt.groups] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert [hypers["weight_decay"] for _, hypers in opt.groups] == [0.1, 0.0] * 5
-    with pytest.raises(UserError, match="2 values .* 5 groups"):
+    with pytest.raises(UserError, match=r"2 values .* 5 groups"):
         opt.lr = [1.0, 2.0]
