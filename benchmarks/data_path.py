@@ -64,7 +64,7 @@ def train(gang: LocalGang, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> 
     "The bare steps: forward, backward, update, on the worker's own model."
     learner = gang.worker.learner
     learner.model.training = True
-    gang.worker.reducer.tail[0] = len(batches[0][1])
+    gang.worker.reducer.weight.fill_(len(batches[0][1]))
     for learner.batch in batches:
         learner.predict()
         learner.get_loss()

@@ -25,7 +25,10 @@ class Job:
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
     `fine_tune` has the head and the body in groups of their own, the body frozen until told otherwise;
-    `weights` replace those that the seed gives, all or some by name;
+    `body_apart` only has the groups; `decay_weights_only` spares biases and BatchNorm from weight decay;
+    `class_weights` has one for each class, or none;
+    `weights` replace those that the seed gives, all or some by name; `lsuv` scales them on the first training images;
+    `activations` asks for what each layer gives in the first step of each epoch;
     `on_nan` is what to do at a step whose loss or gradient is not finite: stop, skip it, or rollback;
     `outcomes` asks for what the model makes of each validation sample, with so many likeliest classes (0: for none).
     """
@@ -56,6 +59,11 @@ class Job:
     accumulate: int = 1
     precision: str = "fp32"
     fine_tune: bool = False
+    body_apart: bool = False
+    decay_weights_only: bool = False
+    class_weights: tuple[float, ...] = ()
+    lsuv: bool = False
+    activations: bool = False
     weights: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     outcomes: int = 0
     on_nan: str = "stop"
@@ -84,7 +92,8 @@ class Report:
 
     `batches` are, by name, the sums over the samples of each global batch, all ranks' together: "count", "loss" and
     the metrics. `own` is how many samples were the rank's; `seconds` has the chunk's total, and of it the time waiting
-    for data and for communication. `outcomes` are those of its own validation samples, where the job asks for them.
+    for data and for communication. `outcomes` are those of its own validation samples, and `activations` the sums of
+    each layer over its own samples (see ActivationStats) in each recorded step, where the job asks for them.
     """
 
     rank: int
@@ -94,6 +103,7 @@ class Report:
     seconds: dict[str, float]
     bad_images: list[tuple[str, str]] = field(default_factory=list)
     outcomes: Outcomes | None = None
+    activations: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def counts(self) -> list[float]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cluster.comms import Comm
 from cluster.reducer import GradientSum
+from learner.callbacks.activations import ActivationStats
+from learner.callbacks.outcomes import KeepOutcomes
 from learner.callbacks.track import Metric
+from learner.interpret import Outcomes
 from learner.learner import Callback, Learner
 from learner.losses import cross_entropy
 from learner.metrics import accuracy
@@ -22,11 +27,26 @@ class RankLearner(Learner):
     "A Learner whose loss is a sum over its samples, which the step divides by the number of all ranks' samples."
 
     label_smoothing = 0.0
+    class_weights: Tensor | None = None  # on the CPU, where targets are counted
+    weight: float | None = None  # what the batch counts for in the mean of gradients, if not one a sample
 
     def get_loss(self) -> None:
-        "`preds` and targets to the sum of losses; 0 where this rank has no samples. Only training smooths labels."
-        smoothing = self.label_smoothing if self.model.training else 0.0
-        self.loss = cross_entropy(self.preds, self.batch[1], "sum", smoothing)
+        "`preds` and targets to the sum of losses; 0 for no samples. Only training smooths labels and weighs classes."
+        special: tuple[Any, ...] = ()
+        if self.model.training:
+            weights = self.class_weights
+            special = self.label_smoothing, None if weights is None else weights.to(self.preds.device)
+        self.loss = cross_entropy(self.preds, self.batch[1], "sum", *special)
+
+    def weigh(self, targets: Tensor) -> float:
+        "What these samples (class numbers int64) count for in the mean of losses: one each, or their classes' weights."
+        return len(targets) if self.class_weights is None else float(self.class_weights[targets].sum())
+
+    def take_kept(self) -> tuple[Outcomes | None, dict[int, dict[str, np.ndarray]]]:
+        "What callbacks have kept for a report, and forget now: outcomes and activations."
+        outcomes = [cb.take() for cb in self.cbs if isinstance(cb, KeepOutcomes)]
+        activations = [cb.take() for cb in self.cbs if isinstance(cb, ActivationStats)]
+        return (outcomes or [None])[0], (activations or [{}])[0]
 
 
 class RankResults(Callback):
@@ -36,6 +56,7 @@ class RankResults(Callback):
     if another rank is gone a moment later. In validation, `share` adds all batches up at the end.
     """
 
+    learner: RankLearner
     order = 20  # behind MixedPrecision, which gives predictions 32 bits
 
     def __init__(self, reducer: GradientSum) -> None:
@@ -55,6 +76,7 @@ class RankResults(Callback):
         self.own, self.own_loss = self.own + len(targets), loss
         numbers = [loss.new_full((), len(targets)), loss, *(metric.to(loss.dtype) for metric in metrics)]
         if self.model.training:
+            self.reducer.weight.add_(len(targets) if self.learner.weight is None else self.learner.weight)
             self.reducer.tail.add_(torch.stack(numbers))
         else:
             self.batches.append(torch.stack(numbers).double())

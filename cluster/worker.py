@@ -17,9 +17,10 @@ from cluster.faults import NotFinite
 from cluster.messages import Chunk, Job, Report
 from cluster.rank_learner import NAMES, RankLearner, RankResults
 from cluster.reducer import GradientSum
-from cluster.shards import LocalPart
+from cluster.shards import LocalPart, n_batches
 from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
+from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
@@ -31,12 +32,15 @@ from learner.data.loader import Readable, collate_readable, epoch_order
 from learner.data.warp import Warp, make_augment
 from learner.errors import UserError
 from learner.finite import first_not_finite
-from learner.groups import body_and_head, layer_groups, one_group
-from learner.interpret import Outcomes
+from learner.groups import body_and_head, no_decay_groups, one_group, plain_groups
 from learner.learner import Callback, Learner
+from learner.lsuv import lsuv
 from learner.models import build
+from learner.module import Module
 from learner.optim import make_optimizer
 from learner.optimizer import SkipStep
+
+SAMPLE = 64  # images that LSUV looks at
 
 
 def refuse_bad(bad: tuple[tuple[str, str], ...], skip: bool) -> None:
@@ -59,6 +63,8 @@ def callbacks(job: Job, device: torch.device) -> list[Callback]:
         chosen.append(EMA(job.ema))
     if job.outcomes:
         chosen.append(KeepOutcomes(job.batch_size, job.outcomes))
+    if job.activations:
+        chosen.append(ActivationStats(every=n_batches(len(job.train), job.batch_size)))
     return chosen
 
 
@@ -79,15 +85,19 @@ class Worker:
         torch.manual_seed(job.seed)
         model = build(job.arch, job.channels, job.n_classes).to(device)
         model.load_state_dict(model.state_dict() | {name: torch.tensor(array) for name, array in job.weights.items()})
+        self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
+        if job.lsuv and not joining:
+            lsuv(model, self._first_images(model, SAMPLE, device)[0])
         if not joining:
             for tensor in model.state_dict().values():
                 comm.broadcast_(tensor)
-        splitter = body_and_head if job.fine_tune else one_group
-        groups = layer_groups(model, splitter)
-        self.reducer = GradientSum([p for group in groups for p in group], comm, len(NAMES))
+        splitter = body_and_head if job.fine_tune or job.body_apart else one_group
+        groups = (no_decay_groups if job.decay_weights_only else plain_groups)(model, splitter)
+        self.reducer = GradientSum([p for group in groups for p in group["params"]], comm, len(NAMES))
         self.results = RankResults(self.reducer)
         self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
         self.learner.label_smoothing = job.label_smoothing
+        self.learner.class_weights = torch.tensor(job.class_weights) if job.class_weights else None
         self.learner("before_fit")
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
         if device.type == "cpu" or job.on_nan != "stop":  # a GPU would have to be waited for; there the driver looks
@@ -95,7 +105,6 @@ class Worker:
         if not job.sync_batchnorm:
             self.learner.opt.then(self._average_buffers)
         self.learner("after_opt")
-        self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
         self.chunk = Chunk(True, 0, 0, 0, ())
         self.moves, self.doing = 0, "nothing"
         self.frozen: bool | None = None  # the body, where it is fine-tuned: the hyperparameters of each step say
@@ -133,7 +142,8 @@ class Worker:
         chunk = replace(self.chunk, hypers=self.chunk.hypers[: len(columns["count"])])
         total, waited = time.perf_counter() - self.started, self.comm.seconds - self.waited
         seconds = {"total": total, "data": self.data_seconds, "communication": waited}
-        return Report(self.comm.rank, chunk, columns, self.results.own, seconds, list(self.bad), self._outcomes())
+        kept = self.learner.take_kept()
+        return Report(self.comm.rank, chunk, columns, self.results.own, seconds, list(self.bad), *kept)
 
     def _say(self, doing: str) -> None:
         "Keep for whoever watches what this rank does now."
@@ -144,17 +154,14 @@ class Worker:
         "Optimizer steps done."
         return self.learner.global_step
 
-    def _outcomes(self) -> Outcomes | None:
-        return next((cb.take() for cb in self.learner.cbs if isinstance(cb, KeepOutcomes)), None)
-
     def _enter(self, chunk: Chunk) -> None:
         "Set the Learner to the chunk's place, and begin to count."
         self.chunk, self.bad, self.data_seconds = chunk, list[tuple[str, str]](), 0.0
         self.started, self.waited = time.perf_counter(), self.comm.seconds
         self.learner.epoch, self.learner.global_step = chunk.epoch, chunk.step
         self.results.reset()
-        self._outcomes()
         self._turn_to(chunk.train)
+        self.learner.take_kept()  # what a chunk that came to no end has left
 
     def _turn_to(self, training: bool) -> None:
         "Go over between training and validation, which callbacks hear of: one may put other weights in place."
@@ -183,6 +190,7 @@ class Worker:
         for number, (low, high) in enumerate(pairwise(cuts)):
             learner.last_part = number == parts - 1
             learner.batch = batch.inputs[low:high], batch.targets[low:high]
+            learner.weight = learner.weigh(batch.targets[low:high]) if self.job.class_weights else None
             learner.rows = batch.rows[low:high]
             learner.one_batch()
 
@@ -201,23 +209,22 @@ class Worker:
 
         Sums over all ranks are looked at, so that all decide alike; of the ranks, those that are to blame say so.
         """
-        loss = self.reducer.tail[1]
+        count, loss = self.reducer.tail[:2]
         gradient = self.reducer.gradients.sum() if self.job.precision != "fp16" else loss  # its scaler sees to those
         if self.chunk.probe or bool((loss + gradient).isfinite()):
             return
         if self.job.on_nan == "skip":
             self._reset_buffers()
-            self.reducer.tail[1] = float("nan")  # so that the driver hears of it, also where the loss was finite
+            loss.fill_(float("nan"))  # so that the driver hears of it, also where the loss was finite
             raise SkipStep
         if not loss.isfinite() and self.results.own_loss.isfinite():
             raise PeerLost(f"the loss of another rank is not finite at step {self.step}")
-        raise NotFinite(self._what_is_not_finite(loss))
+        raise NotFinite(self._what_is_not_finite(float(loss / count.clamp(min=1))))
 
-    def _what_is_not_finite(self, loss: Tensor) -> str:
+    def _what_is_not_finite(self, loss: float) -> str:
         "For people: step, rate, files, layer, and what to do."
         learner, train = self.learner, self.job.train
-        mean = float(loss / self.reducer.tail[0].clamp(min=1))
-        what = f"the loss became {mean}" if not math.isfinite(mean) else "a gradient became infinite"
+        what = f"the loss became {loss}" if not math.isfinite(loss) else "a gradient became infinite"
         order = epoch_order(len(train), self.job.seed, learner.epoch)
         files = [train.files[order[self.part.start + row]] for row in self.part.mine]
         among = f" and {len(files) - 3} more" if len(files) > 3 else ""
@@ -231,10 +238,10 @@ class Worker:
     def _set(self, hypers: dict[str, float], part: LocalPart) -> None:
         "Tell the optimizer, and the callbacks that change pictures, what this step is about."
         numbers = dict(hypers)
-        size, body = numbers.pop("size", None), numbers.pop("body_lr", None)
+        size, body, frozen = (numbers.pop(name, None) for name in ("size", "body_lr", "frozen"))
         self.learner.opt.set(**numbers)
-        if self.job.fine_tune and hypers and self.frozen != (body is None):
-            self.frozen = body is None
+        if self.job.fine_tune and hypers and self.frozen != bool(frozen):
+            self.frozen = bool(frozen)
             self.learner.freeze_to(-1 if self.frozen else 0)
         if body is not None:
             self.learner.opt.set(lr=[body, numbers["lr"]])
@@ -302,13 +309,17 @@ class Worker:
 
     def samples(self, n: int) -> tuple[np.ndarray, list[int]]:
         "The first `n` training images as the model sees them in step 0, bytes (n, size, size, channels), and classes."
+        inputs, targets = self._first_images(self.learner.model, n, torch.device("cpu"))
+        return self.job.normalize.invert(inputs).numpy(), targets.tolist()
+
+    def _first_images(self, model: Module, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        "Inputs and targets as in step 0, but for what mixes samples; the same on every rank."
         order = epoch_order(len(self.job.train), self.job.seed, 0)[:n]
         batch = collate_readable(self.data.dataset(True), order)
-        setup = callbacks(self.job, torch.device("cpu"))[:1]
-        view = Learner(self.learner.model, None, cbs=setup)
+        view = Learner(model, None, cbs=callbacks(self.job, device)[:1])
         view.batch, view.rows = (batch.inputs, batch.targets), batch.rows
         view("before_batch")
-        return self.job.normalize.invert(view.batch[0]).numpy(), view.batch[1].tolist()
+        return view.batch
 
     def close(self) -> None:
         "End the loaders' threads and leave the group."

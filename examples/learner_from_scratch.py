@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from learner.callbacks.lr_finder import LRFinder
+from learner.callbacks.lr_finder import lr_find
 from learner.callbacks.one_cycle import OneCycle
 from learner.callbacks.setup import SetupLearner
 from learner.callbacks.track import TrackResults
@@ -89,12 +89,11 @@ def main(
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
     # Learner. On its own it predicts, measures and steps. All else are callbacks: SetupLearner puts batches on the
-    # device and normalises them; the LR finder raises the rate at each step, ends the fit when the loss explodes, and
-    # puts the model back as it was.
+    # device and normalises them; the one that lr_find adds raises the rate at each step, ends the fit when the loss
+    # explodes, and puts the model back as it was.
     sgd = partial(SGD, momentum=0.9)
-    finder = LRFinder(start=1e-3, end=10)
-    learn = Learner(model, DataLoaders(dls.train), cross_entropy, cbs=[SetupLearner(), finder], opt_func=sgd)
-    learn.fit(1 + 100 // len(dls.train))
+    learn = Learner(model, dls, cross_entropy, cbs=[SetupLearner()], opt_func=sgd)
+    finder = lr_find(learn, start=1e-3, end=10)
     lr = finder.suggestion or 0.1
     print(f"LR finder: {len(finder.losses)} steps; a tenth of the rate with the least loss is {lr:.3g}")
 

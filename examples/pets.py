@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from learner.callbacks.lr_finder import LRFinder
+from learner.callbacks.lr_finder import lr_find
 from learner.callbacks.outcomes import KeepOutcomes
 from learner.callbacks.setup import SetupLearner
 from learner.callbacks.track import TrackResults
@@ -29,9 +29,8 @@ from learner.data.splitters import at_random
 from learner.data.walk import summary
 from learner.data.warp import make_augment
 from learner.figures_interpret import confusion_matrix
-from learner.groups import body_and_head
+from learner.groups import body_and_head, replace_head
 from learner.interpret import most_confused
-from learner.layers import Linear
 from learner.learner import Callback, Learner
 from learner.models import resnet34, simple_cnn_bn
 from learner.module import Module
@@ -52,13 +51,6 @@ def pets_like(folder: Path, n: int) -> None:
             file.rename(part / f"{file.stem}.jpg")
 
 
-def new_head(model: Module, n_out: int) -> None:
-    "Let the last layer of a model tell `n_out` other classes apart, which it doesn't know yet."
-    head = model.children[-1]
-    fresh = Linear(head.weight.shape[1], n_out)
-    head.weight, head.bias = fresh.weight, fresh.bias
-
-
 def fit(model: Module, dls: DataLoaders, epochs: int, lr: float | slice, *cbs: Callback) -> float:
     "Train what isn't frozen of the model; `lr` may be a slice, from the body's rate to the head's. The last accuracy."
     track = TrackResults()
@@ -76,15 +68,13 @@ def fine_tune(model: Module, folder: Path, size: int, epochs: int) -> float:
     # ... then a whole batch is cropped, turned, warped and lit at once, on the device, with one interpolation
     setup = SetupLearner(augment=make_augment("full", size, presize, seed=42))
 
-    new_head(model, len(classes))
-    learn = Learner(model, dls, splitter=body_and_head)
+    replace_head(model, len(classes))  # other classes, so the last layer begins anew
+    learn = Learner(model, dls, cbs=[setup], opt_func=Adam, splitter=body_and_head)
     learn.freeze()  # all but the last layer, and BatchNorm
-    finder = LRFinder(start=1e-5, end=1.0)
-    Learner(model, DataLoaders(dls.train), cbs=[setup, finder], opt_func=Adam).fit(1 + 100 // len(dls.train))
-    lr = finder.suggestion or 3e-3
+    lr = lr_find(learn, start=1e-5, end=1.0).suggestion or 3e-3
     print(f"LR finder: {lr:.2g}, for the head alone")
     fit(model, dls, max(1, epochs // 3), lr, setup)
-    learn.unfreeze()
+    learn.unfreeze()  # callbacks.fine_tune does both in one call
     print(f"then all layers, the body's at {lr / 10:.2g}, the head's at {lr:.2g}")
     reached = fit(model, dls, epochs, slice(lr / 10, lr), setup)
 

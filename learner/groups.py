@@ -32,6 +32,20 @@ def body_and_head(model: Module) -> list[list[Parameter]]:
     return [[p for p in model.parameters() if p not in set(head)], head]
 
 
+def head_names(model: Module) -> list[str]:
+    "The names of the parameters of the last linear layer."
+    head = set(body_and_head(model)[1])
+    return [name for name, parameter in model.named_parameters() if parameter in head]
+
+
+def replace_head(model: Module, n_out: int) -> Module:
+    "Give `model` a new last linear layer, for `n_out` other classes, that has learnt nothing yet; the model."
+    head = [module for module in model.modules() if isinstance(module, Linear)][-1]
+    fresh = Linear(head.weight.shape[1], n_out).to(head.weight.device, dtype=head.weight.dtype)
+    head.weight, head.bias = fresh.weight, fresh.bias
+    return model
+
+
 def layer_groups(model: Module, splitter: Splitter) -> list[list[Parameter]]:
     "What `splitter` makes of `model`; UserError unless each parameter is in exactly one group."
     groups = splitter(model)
@@ -55,17 +69,22 @@ def freeze_to(model: Module, groups: Sequence[Sequence[Parameter]], n: int) -> N
             p.requires_grad_(number >= n % len(groups) or p in norms)
 
 
+def plain_groups(model: Module, splitter: Splitter = one_group) -> list[dict[str, Any]]:
+    "Groups for an optimizer: the splitter's."
+    return [{"params": group} for group in layer_groups(model, splitter)]
+
+
 def no_decay_groups(model: Module, splitter: Splitter = one_group) -> list[dict[str, Any]]:
     """Groups for an optimizer: of each of the splitter's, the weights, then biases and BatchNorm with no weight decay.
 
-    Decay pulls towards zero, which is the simplest value of a weight but of no scale or shift. A rate that is spread
-    over layer groups has to be given once for each of the pair: `[r for rate in rates for r in (rate, rate)]`.
+    Decay pulls towards zero, which is the simplest value of a weight but of no scale or shift. Both of a pair are the
+    same `layer` to the optimizer, so that a spread rate has one value for them.
     """
     spared = {p for owner, name, p in _owners(model) if isinstance(owner, BatchNorm) or name == "bias"}
     pairs: list[dict[str, Any]] = []
-    for group in layer_groups(model, splitter):
-        pairs.append({"params": [p for p in group if p not in spared]})
-        pairs.append({"params": [p for p in group if p in spared], "weight_decay": 0.0})
+    for layer, group in enumerate(layer_groups(model, splitter)):
+        pairs.append({"params": [p for p in group if p not in spared], "layer": layer})
+        pairs.append({"params": [p for p in group if p in spared], "layer": layer, "weight_decay": 0.0})
     return pairs
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,6 +101,16 @@ class Learner:
         "Attach a callback."
         cb.learner = self
         self.cbs = sorted([*self.cbs, cb], key=lambda one: one.order)
+
+    @contextmanager
+    def added(self, cb: Callback) -> Iterator[None]:
+        "Within it, `cb` is attached too."
+        before = self.cbs
+        self.add_cb(cb)
+        try:
+            yield
+        finally:
+            self.cbs = before
 
     def __call__(self, event: str) -> None:
         "Let the callbacks react to `event`, in their order."

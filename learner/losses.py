@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -60,6 +63,15 @@ def cross_entropy(
     if weight is not None and reduction == "mean":
         return losses.sum() / weight[targets].sum()
     return reduce(losses, reduction)
+
+
+def balanced(targets: Sequence[int], n_classes: int) -> tuple[float, ...]:
+    """Class weights in inverse proportion to how often each occurs in `targets`, 1 on average over these.
+
+    For `cross_entropy`; a class that never occurs has weight 0.
+    """
+    counts = Counter(targets)
+    return tuple(len(targets) / (len(counts) * counts[c]) if counts[c] else 0.0 for c in range(n_classes))
 
 
 def _soft_losses(logits: Tensor, targets: Tensor, smoothing: float, weight: Tensor | None) -> Tensor:

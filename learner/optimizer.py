@@ -26,7 +26,7 @@ def hyperparameters(parts: Iterable[Part]) -> dict[str, Any]:
 
 
 def spread(value: Rate, n: int) -> list[Any]:
-    """A hyperparameter's values for `n` groups, from the first layers to the last, as fastai reads it.
+    """A hyperparameter's values for `n` groups of layers, from the first to the last, as fastai reads it.
 
     A number is everyone's; slice(low, high) rises geometrically; slice(high) is high for the last group and a tenth
     of it for the others; a list has one for each.
@@ -38,7 +38,7 @@ def spread(value: Rate, n: int) -> list[Any]:
         return [low * (high / low) ** (i / (n - 1)) for i in range(n)] if n > 1 else [high]
     if isinstance(value, Sequence):
         if len(value) != n:
-            raise UserError(f"{len(value)} values {list(value)} were given for {n} parameter groups")
+            raise UserError(f"{len(value)} values {list(value)} were given for {n} groups of layers")
         return list(value)
     return [value] * n
 
@@ -53,9 +53,10 @@ class Optimizer:
     `params` is a list of Parameters, or of groups: lists of Parameters, or as in torch dictionaries that have such a
     list as `params` and hyperparameters of their own. A hyperparameter is set for all groups, or spread over them (see
     `spread`), by keyword, by `set` or as an attribute: `opt.lr = slice(1e-6, 1e-4)`; read as an attribute it is the
-    last group's. `reduce(parameters)` is called first in each step: where gradients come from several devices, it is
-    what turns them into the global batch's. Raises UserError for a hyperparameter that no part declares, for one
-    without a value, and for a parameter that is in two groups.
+    last group's. Dictionaries may say by `layer`, a number from 0 on, which of them share a place in the spread.
+    `reduce(parameters)` is called first in each step: where gradients come from several devices, it is what turns them
+    into the global batch's. Raises UserError for a hyperparameter that no part declares, for one without a value, and
+    for a parameter that is in two groups.
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class Optimizer:
         given = entries if entries and not isinstance(entries[0], Tensor) else [entries]
         parts = [(part, tuple(hyperparameters([part]))) for part in (*stats, *steppers)]
         defaults = hyperparameters([*stats, *steppers])
-        groups = []
-        for number, group in enumerate(given):
-            own = dict(group) if isinstance(group, dict) else {"params": group}
+        dicts: list[dict[str, Any]] = [dict(group) if isinstance(group, dict) else {"params": group} for group in given]
+        layers = [own.pop("layer", number) for number, own in enumerate(dicts)]
+        n, groups = max(layers) + 1, []
+        for layer, own in zip(layers, dicts):
             members = list(own.pop("params"))
-            shared = {name: spread(value, len(given))[number] for name, value in hypers.items()}
+            shared = {name: spread(value, n)[layer] for name, value in hypers.items()}
             groups.append((members, _checked({**shared, **own}, defaults)))
-        vars(self).update(groups=groups, parts=parts, reduce=reduce, looks=[], state={})
+        vars(self).update(groups=groups, layers=layers, n_layers=n, parts=parts, reduce=reduce, looks=[], state={})
         if len(set(self.params)) < len(self.params):
             raise UserError("a parameter is in two groups, or twice in one: it would be updated twice a step")
 
@@ -113,8 +115,8 @@ class Optimizer:
 
     def set(self, **hypers: Any) -> None:
         "Set hyperparameters, the same for all groups or spread over them; UserError for an unknown one."
-        for number, (_, own) in enumerate(self.groups):
-            values = {name: spread(value, len(self.groups))[number] for name, value in hypers.items()}
+        for layer, (_, own) in zip(self.layers, self.groups):
+            values = {name: spread(value, self.n_layers)[layer] for name, value in hypers.items()}
             own.update(_checked({**own, **values}, own))
 
     def __getattr__(self, name: str) -> Any:

@@ -83,6 +83,30 @@ def one_cycle_momentum(
     return combine([pct_start, 1 - pct_start], pieces)(pct)
 
 
+def fine_tuning(step: int, frozen: int, steps: int, lr: float) -> slice:
+    """The rates of a step of fastai's fine_tune, from the body's to the head's, for `spread`.
+
+    In the first `frozen` of all `steps`, when the head learns alone, one cycle up to `lr` (the body's BatchNorm has a
+    tenth of it); then one up to half of it, of which the first layers have a hundredth.
+    """
+    pct, pct_start = _stage(step, frozen, steps)
+    if step < frozen:
+        return slice(None, one_cycle(pct, lr, cosine, pct_start, 25.0, 1e5))
+    head = one_cycle(pct, lr / 2, cosine, pct_start, 5.0, 1e5)
+    return slice(head / 100, head)
+
+
+def fine_tuning_momentum(step: int, frozen: int, steps: int, moms: tuple[float, float, float]) -> float:
+    "The momentum that goes with the two cycles of fine_tuning."
+    pct, pct_start = _stage(step, frozen, steps)
+    return one_cycle_momentum(pct, moms, cosine, pct_start)
+
+
+def _stage(step: int, frozen: int, steps: int) -> tuple[float, float]:
+    "Progress within the frozen or the other part, and where in it the peak is."
+    return (step / frozen, 0.99) if step < frozen else ((step - frozen) / (steps - frozen), 0.3)
+
+
 def flat_cosine(pct: float, peak: float, pct_start: float = 0.75) -> float:
     "`peak` for the first `pct_start`, then half a cosine to 0."
     return combine([pct_start, 1 - pct_start], [lambda _: peak, partial(cosine, peak, 0.0)])(pct)

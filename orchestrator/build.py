@@ -23,6 +23,7 @@ from learner.data.sources import resolve
 from learner.data.store import Store, prune, store_bytes, store_name
 from learner.data.warp import AugmentConfig
 from learner.errors import UsageError, UserError
+from learner.losses import balanced
 from orchestrator.config import Config
 from orchestrator.devices import Devices, choose
 from orchestrator.driver import Plan
@@ -123,6 +124,11 @@ def make_job(config: Config, split: Split) -> Job:
         augmentation=AugmentConfig.read(config.magnitudes),
         mix=MixConfig(mixup=config.mixup, cutmix=config.cutmix),
         fine_tune=config.fine_tune > 0,
+        body_apart=config.body_lr != 1,
+        decay_weights_only=config.decay_weights_only,
+        class_weights=balanced(split.train.targets, len(split.vocab)) if config.balance_classes else (),
+        lsuv=config.lsuv,
+        activations=config.activations,
         progressive=len(config.sizes.sides) > 1,
         sync_batchnorm=config.sync_batchnorm,
         skip_bad_images=config.bad_images == "skip",
@@ -141,6 +147,7 @@ def make_plan(config: Config, split: Split) -> Plan:
         schedule=config.schedule,
         lr=0.0 if isinstance(config.lr, str) else config.lr,
         momentum=config.momentum or 0.0,
+        body_share=config.body_lr,
         momentums=config.momentums,
         sizes=config.sizes,
         skips_nan=config.on_nan == "skip",

@@ -25,6 +25,11 @@ examples:
 
 
 FILE_LIMIT = 2**16  # bytes
+DESCRIPTIONS = {
+    "launch": "Train an image classifier on GPUs or CPUs.",
+    "find_lr": "Find a learning rate for what launch would train with the same options, and train nothing.",
+    "data_summary": "Walk one image through what launch would do with the same data options, step by step.",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,8 +71,8 @@ def build_parser(command: str) -> Parser:
     "A parser with a flag for each field of Config; a flag that is not given leaves no trace."
     parser = Parser(
         prog=f"python -m orchestrator.{command}",
-        description="Train an image classifier on GPUs or CPUs.",
-        epilog=EPILOG,
+        description=DESCRIPTIONS[command],
+        epilog=EPILOG if command == "launch" else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -67,24 +67,40 @@ class Config:
     cutmix: float = option(0.0, "CutMix: alpha of the Beta distribution; 0: none", DATA, "ALPHA")
     bad_images: str = option("fail", "what to do at an unreadable image", DATA, choices=("fail", "skip"))
 
-    arch: str = option("simple_cnn", "the model: a name from learner/models.py", MODEL, "NAME")
-    init: str | None = option(
-        None, "start from the weights of a finished run, but for the head where the classes differ", MODEL, "RUN"
+    arch: str = option(
+        "simple_cnn",
+        "the model: linear, simple_net, simple_cnn, simple_cnn_bn, conv_net, resnet18, resnet34, resnet50, xresnet18, "
+        "xresnet34 or xresnet50",
+        MODEL,
+        "NAME",
     )
+    init: str | None = option(
+        None,
+        "start from the weights of a finished run, but for the head where the classes differ, or from a safetensors "
+        "file of torchvision's or timm's resnet18, 34 or 50",
+        MODEL,
+        "RUN|FILE",
+    )
+    lsuv: bool = option(False, "scale the first weights until every layer gives variance 1 (LSUV)", MODEL)
     sync_batchnorm: bool = option(True, "BatchNorm over the global batch, not each worker's part", MODEL)
 
     epochs: int = option(8, "how often to go through the training set", TRAIN, "N")
     batch_size: int = option(128, "images per step over all workers (the global batch)", TRAIN, "N")
     lr: float | str = option(0.1, "peak learning rate for the global batch, or auto: find it first", TRAIN, "RATE")
-    schedule: str = option("one_cycle", "how the rate moves", TRAIN, choices=tuple(SCHEDULES))
-    optimizer: str = option(
-        "sgd", "a name from learner/optim.py: sgd, nesterov, rmsprop, adam, adamw, lamb", TRAIN, "NAME"
+    body_lr: float = option(
+        1.0, "rate of all layers before the head, as a share of --lr: 0.01 for pretrained ones", TRAIN, "SHARE"
     )
+    schedule: str = option("one_cycle", "how the rate moves", TRAIN, choices=tuple(SCHEDULES))
+    optimizer: str = option("sgd", "sgd, nesterov, rmsprop, adam, adamw or lamb", TRAIN, "NAME")
     momentum: float | None = option(
         None, "momentum, 0 to below 1; Adam's beta1 (default: none for SGD, 0.9)", TRAIN, "M"
     )
     moms: str | None = option(None, "momentum along one cycle, as in fastai: 0.95,0.85,0.95", TRAIN, "A,B,C")
     weight_decay: float | None = option(None, "weight decay (default: the optimizer's own)", TRAIN, "WD")
+    decay_weights_only: bool = option(False, "no weight decay for biases and BatchNorm", TRAIN)
+    balance_classes: bool = option(
+        False, "weigh each class's losses by how rare it is, so that all classes count alike in training", TRAIN
+    )
     label_smoothing: float = option(0.0, "how much of each label goes to all classes", TRAIN, "E")
     clip_grad: float = option(0.0, "bound on the norm of all gradients; 0: none", TRAIN, "NORM")
     accumulate: int = option(1, "put each batch through the model in N parts, to save memory", TRAIN, "N")
@@ -127,6 +143,7 @@ class Config:
     resume: str | None = option(None, "go on with a run: last, or its directory", RUN, "last|RUN")
     autoresume: bool = option(False, "go on with the last run of this name if there is one, else begin one", RUN)
     keep: int = option(2, "how many checkpoints to keep", RUN, "N")
+    activations: bool = option(False, "show what each layer gives, once an epoch, in TensorBoard", RUN)
     debug: bool = option(False, "show tracebacks", RUN)
 
     def __post_init__(self) -> None:
@@ -163,6 +180,9 @@ class Config:
                       "above 0, or auto")  # fmt: skip
         self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
                       "letters, digits and . _ + - only")  # fmt: skip
+        self._require("body_lr", 0 < self.body_lr < math.inf, "above 0")
+        self._require("body_lr", self.body_lr == 1 or not self.fine_tune, "left out with --fine-tune, which sets it")
+        self._require("lsuv", not (self.lsuv and self.init), "left out with --init, whose weights it would replace")
         if self.address is not None:
             self._require("address", re.fullmatch(r"[^\s:]+:\d+", self.address) is not None, "HOST:PORT")
 

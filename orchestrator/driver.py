@@ -13,7 +13,8 @@ from cluster.shards import n_batches
 from cluster.worker import Chunk, Report
 from learner.data.sizes import Sizes
 from learner.errors import UserError
-from learner.schedule import SCHEDULES, cosine, one_cycle, one_cycle_momentum
+from learner.optimizer import spread
+from learner.schedule import SCHEDULES, fine_tuning, fine_tuning_momentum, one_cycle_momentum
 from orchestrator.tally import Tally
 from orchestrator.tracker import Tracker
 
@@ -58,6 +59,7 @@ class Plan:
     sizes: Sizes | None = None
     frozen_epochs: int = 0
     skips_nan: bool = False
+    body_share: float = 1.0
 
     @property
     def train_batches(self) -> int:
@@ -77,20 +79,27 @@ class Plan:
     def hypers(self, step: int) -> dict[str, float]:
         "The hyperparameters of a step: a pure function of its number."
         pct = step / self.steps
-        hypers = self._fine_tuning(step) if self.frozen_epochs else {"lr": SCHEDULES[self.schedule](pct, self.lr)}
+        hypers = self._fine_tuning(step) if self.frozen_epochs else self.rates(SCHEDULES[self.schedule](pct, self.lr))
         if self.sizes is not None and len(self.sizes.sides) > 1:
             hypers["size"] = self.sizes.at(pct)
         if self.momentums is not None:
-            return hypers | {"momentum": one_cycle_momentum(pct, self.momentums)}
+            return hypers | {"momentum": self._momentum(step, self.momentums)}
         return hypers | ({"momentum": self.momentum} if self.momentum else {})
 
+    def rates(self, lr: float) -> dict[str, float]:
+        "The rates of a step whose head is trained at `lr`; in fine-tuning, of one whose body is frozen."
+        share = 0.1 if self.frozen_epochs else self.body_share
+        return {"lr": lr} | ({"body_lr": lr * share} if share != 1 else {})
+
+    def _momentum(self, step: int, momentums: tuple[float, float, float]) -> float:
+        if self.frozen_epochs:
+            return fine_tuning_momentum(step, self.frozen_epochs * self.train_batches, self.steps, momentums)
+        return one_cycle_momentum(step / self.steps, momentums)
+
     def _fine_tuning(self, step: int) -> dict[str, float]:
-        "fastai's fine_tune: one cycle of the head alone, then one of half the rate, and of a hundredth for the body."
         frozen = self.frozen_epochs * self.train_batches
-        if step < frozen:
-            return {"lr": one_cycle(step / frozen, self.lr, cosine, 0.99, 25.0, 1e5)}
-        lr = one_cycle((step - frozen) / (self.steps - frozen), self.lr / 2, cosine, 0.3, 5.0, 1e5)
-        return {"lr": lr, "body_lr": lr / 100}
+        body, head = spread(fine_tuning(step, frozen, self.steps, self.lr), 2)
+        return {"lr": head, "body_lr": body} | ({"frozen": 1.0} if step < frozen else {})
 
     def chunks(self, train: bool, epoch: int, pace: Pace, first: int = 0, stop: Stop = never) -> Iterator[Chunk]:
         "The batches of a pass from `first` on, as chunks of the length that `pace` likes, until `stop()`."

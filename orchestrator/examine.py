@@ -23,6 +23,7 @@ from orchestrator.config import Config
 from orchestrator.driver import Pace, Plan
 from orchestrator.loaded_run import CONFIG, LoadedRun
 from orchestrator.run_arguments import GANG
+from orchestrator.summary import unreadable
 from orchestrator.terminal import Terminal
 
 Bad = list[tuple[str, str]]
@@ -48,7 +49,7 @@ class Examined:
     def mention_bad(self) -> None:
         "Print the files that were left out, if there were."
         if self.bad:
-            print(f"\n{len(self.bad)} unreadable images were left out:")
+            print(f"\n{unreadable(len(self.bad))} left out:")
             print("\n".join(f"{file}: {reason}" for file, reason in self.bad))
 
 

@@ -19,7 +19,9 @@ def read(argv: Sequence[str], name: str) -> dict[str, Any]:
     "The command line, by name."
     parser = run_parser(name, DESCRIPTION)
     parser.add_argument(
-        "--format", metavar="{torch,onnx}", help="a torch.export program (default), or ONNX, which needs onnxscript"
+        "--format",
+        metavar="{torch,onnx}",
+        help="a torch.export program (default), or ONNX, which needs onnx and onnxscript",
     )
     parser.add_argument("--output", metavar="FILE", help="the file to write (default: RUN/model.pt2 or RUN/model.onnx)")
     arguments = parser.read(argv)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def save_onnx(run: LoadedRun, file: Path) -> None:
     "Write the run's model as ONNX; UsageError, naming them, if the packages for it are not installed."
     if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
         raise UsageError(f"--format onnx needs what is not installed here: pip install {' '.join(missing)}")
-    exported = torch.onnx.export(program(run), dynamo=True, input_names=["pictures"], output_names=["logits"])
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
+    names: dict[str, Any] = {"input_names": ["pictures"], "output_names": ["logits"]}
+    exported = torch.onnx.export(program(run), dynamo=True, verbose=False, **names)
     assert exported is not None
     exported.save(file)
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError
 
 from cluster.messages import Job
-from learner.errors import UsageError
-from learner.groups import body_and_head
-from learner.module import Module
+from learner.data.normalize import Normalize
+from learner.errors import UsageError, UserError
+from learner.groups import head_names
+from learner.models import build
+from learner.resnet import load_torchvision
 from orchestrator.loaded_run import LoadedRun
+
+RESNETS = ("resnet18", "resnet34", "resnet50")
+IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what pictures were for those who trained there
 
 
 def start_from(place: str, job: Job, classes: tuple[str, ...]) -> tuple[Job, str]:
     """The job with the weights of the run `place`, and a sentence on what is kept and what is new.
 
     The head, which is the last linear layer, is new where the classes differ. Pictures are normalised as that run's
-    were, since that is what its layers know. Raises UsageError where the run's model is another than the job's.
+    were, since that is what its layers know. Raises UsageError where the run's model is another than the job's. A
+    file is one of torchvision's or timm's weights for the job's ResNet, learnt on ImageNet.
     """
+    if Path(place).expanduser().is_file():
+        return from_imagenet(Path(place).expanduser(), job)
     run = LoadedRun.open(place)
     for name in ("arch", "channels"):
         theirs, ours = getattr(run, name), getattr(job, name)
@@ -34,7 +45,16 @@ def start_from(place: str, job: Job, classes: tuple[str, ...]) -> tuple[Job, str
     return replace(job, weights=kept, normalize=run.normalize), told
 
 
-def head_names(model: Module) -> list[str]:
-    "The names of the parameters of the last linear layer."
-    head = set(body_and_head(model)[1])
-    return [name for name, parameter in model.named_parameters() if parameter in head]
+def from_imagenet(file: Path, job: Job) -> tuple[Job, str]:
+    "As `start_from`, from a safetensors file by the names that torchvision and timm give; its head is left out."
+    if job.arch not in RESNETS:
+        raise UsageError(f"--init {file}: its weights are for {', '.join(RESNETS)}, and --arch is {job.arch}")
+    model = build(job.arch, job.channels, job.n_classes)
+    try:
+        load_torchvision(model, file, head=False)
+    except (UserError, OSError, SafetensorError) as error:
+        raise UsageError(f"--init {file} does not hold the weights of {job.arch}: {error}") from error
+    head = head_names(model)
+    kept = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name not in head}
+    told = f"--init {file}: {sum(array.size for array in kept.values()):,} numbers of {job.arch} are kept"
+    return replace(job, weights=kept, normalize=IMAGENET), f"{told}; its head ({', '.join(head)}) is new"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from cluster.gang import Gang
 from cluster.worker import Chunk
 from learner.errors import UserError
-from learner.lr_range import RangeTest, minimum
+from learner.lr_range import RangeTest, suggest
 from orchestrator.driver import Plan, fingerprint
 
 CHUNK = 5  # steps between two looks at the loss
@@ -39,13 +39,14 @@ def _chunks(plan: Plan, test: RangeTest) -> Iterator[Chunk]:
         epoch, first = divmod(step, plan.train_batches)
         length = min(CHUNK, plan.train_batches - first, len(test.planned) - step)
         rates = test.planned[step : step + length]
-        yield Chunk(True, epoch, first, step, tuple({**plan.hypers(0), "lr": lr} for lr in rates), probe=True)
+        hypers = tuple({**plan.hypers(0), **plan.rates(lr)} for lr in rates)
+        yield Chunk(True, epoch, first, step, hypers, probe=True)
         step += length
 
 
 def suggestion(test: RangeTest) -> float:
     "The rate to train at; UserError if the loss never fell."
-    found = minimum(test.lrs, test.smoothed)
+    found = suggest(test)["minimum"]
     if found is None:
         raise UserError("the LR finder saw no falling loss at any rate; choose one with --lr RATE")
     return found

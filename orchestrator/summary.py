@@ -50,11 +50,16 @@ def report_configuration(
 def conclude(config: Config, folder: RunFolder, row: dict[str, Any], n_bad: int) -> None:
     "Say what was reached, where it lies and how to look at it."
     if n_bad:
-        print(f"{n_bad} unreadable images were skipped; they are listed in {folder.path / 'bad_images.csv'}")
+        print(f"{unreadable(n_bad)} skipped; see {folder.path / 'bad_images.csv'}")
     done = row["epoch"] + 1
     print(f"\naccuracy {row['accuracy']:.4f} on the validation set after {done} epoch{'s' if done > 1 else ''}")
     print(f"run directory: {folder.path}")
     print(f"look at it:    {tensorboard_command()} --logdir {config.runs}")
+
+
+def unreadable(n: int) -> str:
+    "The subject and verb of a sentence about so many images."
+    return "1 unreadable image was" if n == 1 else f"{n} unreadable images were"
 
 
 def tensorboard_command() -> str:

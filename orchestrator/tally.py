@@ -10,8 +10,20 @@ from itertools import compress
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from cluster.worker import Report
 from learner.metrics import means
+
+
+def layer_sums(reports: Sequence[Report]) -> dict[int, dict[str, np.ndarray]]:
+    "By step and layer, the sums of what all ranks' parts of the global batch came to there (see ActivationStats)."
+    merged: dict[int, dict[str, np.ndarray]] = {}
+    for step, layers in ((step, layers) for report in reports for step, layers in report.activations.items()):
+        into = merged.setdefault(step, {})
+        for name, sums in layers.items():
+            into[name] = into[name] + sums if name in into else sums
+    return merged
 
 
 class Tally:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.worker import Report
+from learner.callbacks.activations import BINS, LIMIT, layer_stats
 from learner.metrics import accuracy
 from orchestrator.run_folder import RunFolder
-from orchestrator.tally import Tally
+from orchestrator.tally import Tally, layer_sums
 from orchestrator.terminal import Terminal
 
 METRIC = accuracy.__name__
@@ -51,6 +53,8 @@ class Tracker:
                     chunk.step + number,
                     {"train/loss": loss, "train/momentum": 0.0} | {f"train/{k}": v for k, v in hypers.items()},
                 )
+        for step, layers in layer_sums(reports).items():
+            self._activations(step, layers)
         self.batches += len(chunk.hypers)
         self.terminal.advance(self.batches)
         self._note_bad([bad for report in reports for bad in report.bad_images])
@@ -86,6 +90,18 @@ class Tracker:
             self.terminal.write(f"rank {rank} is slow: it works {times:.0f} times as long as the others at an image")
         self.board.flush()
         return row
+
+    def _activations(self, step: int, layers: Mapping[str, np.ndarray]) -> None:
+        "What each layer gave for a global batch: a histogram, and how its mean, spread and zeros move."
+        edges = np.linspace(-LIMIT, LIMIT, BINS + 1)[1:].tolist()
+        for name, sums in layers.items():
+            count, total, squares = sums[:3]
+            self.board.add_histogram_raw(
+                f"activations/{name}", -LIMIT, LIMIT, count, total, squares, edges, sums[4:].tolist(), step
+            )
+            stats = layer_stats(torch.from_numpy(sums)[None])
+            for key in ("mean", "std", "near_zero"):
+                self.board.add_scalar(f"activations_{key}/{name}", getattr(stats, key).item(), step)
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         for tag, value in values.items():

@@ -4,7 +4,8 @@ from learner.callbacks.accumulate import Accumulate
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
 from learner.callbacks.ema import EMA
-from learner.callbacks.lr_finder import LRFinder
+from learner.callbacks.fine_tune import FineTune, fine_tune
+from learner.callbacks.lr_finder import LRFinder, lr_find
 from learner.callbacks.one_cycle import OneCycle
 from learner.callbacks.precision import MixedPrecision
 from learner.callbacks.progress import Progress
@@ -16,10 +17,13 @@ __all__ = [
     "Accumulate",
     "ActivationStats",
     "ClipGradients",
+    "FineTune",
     "LRFinder",
     "MixedPrecision",
     "OneCycle",
     "Progress",
     "SetupLearner",
     "TrackResults",
+    "fine_tune",
+    "lr_find",
 ]

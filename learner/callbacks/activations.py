@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from learner.learner import Callback
 from learner.module import Hook, Module
 
+NEAR, LIMIT, BINS = 0.05, 10.0, 40
 Choice = Callable[[str, Module], bool]
 
 
@@ -43,7 +45,7 @@ class ActivationStats(Callback):
     order = 5
 
     def __init__(
-        self, choose: Choice = child_of_root, every: int = 1, near: float = 0.05, limit: float = 10.0, bins: int = 40
+        self, choose: Choice = child_of_root, every: int = 1, near: float = NEAR, limit: float = LIMIT, bins: int = BINS
     ) -> None:
         self.choose, self.every, self.near, self.limit, self.bins = choose, every, near, limit, bins
         self.hooks: list[Hook] = []
@@ -85,6 +87,15 @@ class ActivationStats(Callback):
 
     def _sums(self, x: Tensor) -> Tensor:
         return activation_sums(x, self.near, self.limit, self.bins)
+
+    def take(self) -> dict[int, dict[str, np.ndarray]]:
+        "The sums by step and layer, as name_Class, since the last call, on the CPU."
+        modules, taken = dict(self.model.named_modules()), dict[int, dict[str, np.ndarray]]()
+        for name, steps in self.sums.items():
+            for step, sums in steps.items():
+                taken.setdefault(step, {})[f"{name}_{type(modules[name]).__name__}"] = sums.cpu().numpy()
+        self.reset()
+        return taken
 
     def stats(self, name: str) -> LayerStats:
         "What was recorded of a layer, in the order of the steps."

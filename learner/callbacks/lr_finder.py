@@ -1,49 +1,85 @@
-"LRFinder: the learning-rate range test of one process."
+"LRFinder and lr_find: the learning-rate range test of one process."
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from learner.learner import Callback, CancelFitException
-from learner.lr_range import RangeTest, minimum
+from learner.callbacks.progress import Progress
+from learner.callbacks.track import TrackResults
+from learner.learner import Callback, CancelEpochException, CancelFitException, Learner
+from learner.lr_range import RangeTest, suggest
 
 
 class LRFinder(Callback):
-    """Raise the rate step by step, and stop the fit once the loss diverges or all rates are tried.
+    """Raise the rate step by step, and stop the fit once the loss diverges or all rates are tried; validate nothing.
 
-    Afterwards `lrs` and `losses` hold the curve and `suggestion` a rate (None if the loss never fell), and the model
-    is as it was before.
+    Afterwards `lrs` and `losses` hold the curve, `suggestions` a rate by each rule of lr_range (None if the loss never
+    fell) and `suggestion` that of `minimum`; and the model and the callbacks' state are as before. A fit of too few
+    steps tries but the lower rates: `lr_find` runs one of enough.
     """
 
     order = 10
 
-    def __init__(self, start: float = 1e-6, end: float = 10.0, n_steps: int = 100) -> None:
+    def __init__(self, start: float = 1e-6, end: float = 10.0, n_steps: int = RangeTest.steps) -> None:
         self.range = start, end, n_steps
 
     def before_fit(self) -> None:
-        "Plan the rates and keep the model's state."
+        "Plan the rates."
         self.test = RangeTest(*self.range)
-        self.saved: dict[str, Tensor] = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def after_opt(self) -> None:
+        "Keep the state that training changes, now that all callbacks have theirs."
+        self.saved = [_copy(part.state_dict()) for part in self._parts()]
+        self.shuffled = getattr(self.dls.train, "epoch", None)
+
+    def before_epoch(self) -> None:
+        "Leave out validations."
+        if not self.model.training:
+            raise CancelEpochException
 
     def before_batch(self) -> None:
         "Set the rate to try."
-        if self.model.training:
-            self.opt.lr = self.test.planned[len(self.test.losses)]
+        self.opt.lr = self.test.planned[len(self.test.losses)]
 
     def after_loss(self) -> None:
         "Note the loss at the rates so far; raises CancelFitException once enough is known."
-        if self.model.training:
-            self.test.add(self.loss.item())
-            if self.test.finished:
-                raise CancelFitException
+        self.test.add(self.loss.item())
+        if self.test.finished:
+            raise CancelFitException
 
     def cleanup_fit(self) -> None:
-        "Put the model back, and suggest; nothing if the fit ended before this callback's `before_fit`."
+        "Put all back, and suggest; nothing if the fit ended before it began."
         saved = vars(self).pop("saved", None)
         if saved is None:
             return
-        self.model.load_state_dict(saved)
+        for part, state in zip(self._parts(), saved):
+            part.load_state_dict(state)
         for p in self.model.parameters():
             p.grad = None
-        self.lrs, self.losses = self.test.lrs, self.test.losses
-        self.suggestion = minimum(self.lrs, self.test.smoothed)
+        if self.shuffled is not None:
+            self.dls.train.epoch = self.shuffled
+        self.lrs, self.losses, self.suggestions = self.test.lrs, self.test.losses, suggest(self.test)
+        self.suggestion = self.suggestions["minimum"]
+
+    def _parts(self) -> list:
+        "The model, and callbacks that keep state."
+        return [self.model, *(cb for cb in self.cbs if cb.state_dict())]
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def lr_find(learn: Learner, start: float = 1e-6, end: float = 10.0, n_steps: int = RangeTest.steps) -> LRFinder:
+    """Test rates from `start` to `end` on `learn`, over as many epochs as `n_steps` batches take; see LRFinder.
+
+    Without table and bars. Afterwards the learner is as it was before, and trains as if nothing had been.
+    """
+    finder, quiet = LRFinder(start, end, n_steps), (Progress, TrackResults)
+    with learn.added(finder):
+        learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, quiet)]
+        learn.fit(math.ceil(n_steps / len(learn.dls.train)))
+    return finder

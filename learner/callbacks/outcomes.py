@@ -9,7 +9,7 @@ from learner.learner import Callback
 
 
 class KeepOutcomes(Callback):
-    """Keep the Outcomes of validation batches, with the `k` likeliest classes of each sample, until they are taken.
+    """Keep the Outcomes of the last validation, with the `k` likeliest classes of each sample, until they are taken.
 
     Each batch (of which this may see a part, as the learner's `rows` say) is of `batch_size` consecutive samples.
     """
@@ -19,6 +19,11 @@ class KeepOutcomes(Callback):
     def __init__(self, batch_size: int, k: int = 5) -> None:
         self.batch_size, self.k = batch_size, k
         self.parts: list[Outcomes] = []
+
+    def before_epoch(self) -> None:
+        "Forget the validation before."
+        if not self.model.training:
+            self.parts = []
 
     def after_loss(self) -> None:
         "Note the batch: on the device, nobody waits for it."
@@ -30,6 +35,6 @@ class KeepOutcomes(Callback):
         self.parts.append(Outcomes.of(self.preds.detach(), targets, samples, self.k))
 
     def take(self) -> Outcomes | None:
-        "All outcomes since the last call; None if there was no validation batch."
+        "All outcomes of this validation since the last call; None if there was no batch."
         parts, self.parts = self.parts, []
         return Outcomes.join(parts) if parts else None

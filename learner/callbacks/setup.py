@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from learner.data.augment import Augment
@@ -15,8 +17,9 @@ class SetupLearner(Callback):
     """Prepare each batch: to `device`, augmented, normalised, and from NHWC to NCHW.
 
     Batches arrive as uint8 (n, h, w, channels); the model gets float32 (n, channels, size, size). Without `device`
-    this is the GPU if there is one; without `normalize`, statistics are taken from the first training batch. The
-    masks of Dropout come from `seed`, the step and the samples' rows.
+    this is the GPU if there is one; without `normalize`, that is what the loaders' `prepare` makes of the first
+    training batch (a DataBlock's batch transforms), or Normalize with that batch's statistics. The masks of Dropout
+    come from `seed`, the step and the samples' rows.
     """
 
     order = -10
@@ -24,7 +27,7 @@ class SetupLearner(Callback):
     def __init__(
         self,
         device: torch.device | str | None = None,
-        normalize: Normalize | None = None,
+        normalize: Callable[[torch.Tensor], torch.Tensor] | None = None,
         augment: Augment | Warp | None = None,
         seed: int = 0,
     ) -> None:
@@ -44,7 +47,7 @@ class SetupLearner(Callback):
         if self.augment is not None:
             xb = self.augment(xb, self.model.training, self.global_step, self.rows)
         if self.normalize is None:
-            self.normalize = Normalize.of(xb)
+            self.normalize = (getattr(self.dls, "prepare", None) or Normalize.of)(xb)
         self.learner.batch = self.normalize(xb), yb.to(self.device, non_blocking=True)
         if self.model.training and any(layer.p for layer in self.dropouts):
             rows = torch.arange(len(xb)) if self.rows is None else self.rows

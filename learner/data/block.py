@@ -60,11 +60,15 @@ class DataBlock:
         return split_files(source, self.get_items, self.get_y, self.splitter)
 
     def loaders(self, split: Split, batch_size: int = 64, seed: int = 42, n_workers: int | None = None) -> DataLoaders:
-        "Batches (inputs, targets) of what `open` gave, up to the item transforms; training ones shuffled by `seed`."
+        """Batches (inputs, targets) of what `open` gave; training ones shuffled by `seed`.
+
+        They are as the item transforms make them: SetupLearner has the batch transforms done on the device.
+        """
         train, valid = Samples(split.train, self.item_tfms), Samples(split.valid, self.item_tfms)
         return DataLoaders(
             DataLoader(train, batch_size, shuffle=True, n_workers=n_workers, seed=seed),
             DataLoader(valid, batch_size, n_workers=n_workers),
+            self.batch_tfm,
         )
 
     def first_batch(self, split: Split, n: int = 32, seed: int = 42) -> tuple[Tensor, Tensor]:

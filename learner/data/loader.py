@@ -154,7 +154,12 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DataLoaders:
-    "The two loaders of a Learner; `valid` may be None."
+    """The two loaders of a Learner; `valid` may be None.
+
+    `prepare` makes, of the first training batch's inputs, the function that turns inputs into what the model sees, for
+    SetupLearner to call on the device; None leaves that to it.
+    """
 
     train: Any
     valid: Any = None
+    prepare: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None

@@ -29,45 +29,59 @@ class Outcome:
     bad: list[tuple[str, str]]
     states: list[dict[str, np.ndarray]]
     prints: list[str]
+    activations: dict[tuple[int, str], np.ndarray]
+
+    @property
+    def layers(self) -> set[str]:
+        "Those whose activations were recorded."
+        return {layer for _, layer in self.activations}
 
 
 Drive = Callable[..., Outcome]
 
 
-def rate(step: int) -> float:
+def rate(step: int, peak: float = 0.1) -> float:
     "Another learning rate for each step, so that one that came late or twice would show."
-    return 0.1 / (1 + step % 5)
+    return peak / (1 + step % 5)
 
 
-def chunks(job: Job, train: bool, epoch: int, length: int) -> Iterator[Chunk]:
+def chunks(job: Job, train: bool, epoch: int, length: int, **hypers: float) -> Iterator[Chunk]:
     "An epoch of the training or validation set in chunks of `length` batches."
     per_epoch = n_batches(len(job.train), job.batch_size)
     n = per_epoch if train else n_batches(len(job.valid), job.batch_size)
     for first in range(0, n, length):
         step = epoch * per_epoch + first
-        hypers = tuple({"lr": rate(step + i)} if train else {} for i in range(min(length, n - first)))
-        yield Chunk(train, epoch, first, step, hypers)
+        each = ({**hypers, "lr": rate(step + i, hypers.get("lr", 0.1))} for i in range(min(length, n - first)))
+        yield Chunk(train, epoch, first, step, tuple(one if train else {} for one in each))
 
 
 @pytest.fixture
 def drive() -> Drive:
-    "A function that trains and validates: `drive(gang, job, epochs=2, length=3)`, `length` being that of chunks."
+    """A function that trains and validates: `drive(gang, job, epochs=2, length=3, lr=0.1, body_lr=0.01)`.
 
-    def run(gang: Gang, job: Job, epochs: int = 2, length: int = 3) -> Outcome:
+    `length` is that of chunks, `lr` the highest rate; what else is named goes with every training step.
+    """
+
+    def run(gang: Gang, job: Job, epochs: int = 2, length: int = 3, **hypers: float) -> Outcome:
         parts: dict[bool, list[Sums]] = {True: [], False: []}
         losses, counts, bad = [], [], []
+        activations: dict[tuple[int, str], np.ndarray] = {}
         for epoch in range(epochs):
             for train in (True, False):
-                for reports in gang.stream(chunks(job, train, epoch, length)):
+                for reports in gang.stream(chunks(job, train, epoch, length, **hypers)):
                     assert [report.rank for report in reports] == list(range(gang.world_size))
                     assert all(report.batches == reports[0].batches for report in reports), "what all know"
                     parts[train].append(reports[0].sums())
                     bad += [image for report in reports for image in report.bad_images]
+                    for step, layers in (item for report in reports for item in report.activations.items()):
+                        for layer, found in layers.items():
+                            activations[step, layer] = activations.get((step, layer), 0) + found
                     if train:
                         losses += reports[0].losses
                         counts += reports[0].counts
         sums = {train: merge(parts[train]) for train in parts}
-        return Outcome(losses, counts, sums[True], sums[False], bad, gang.call("state"), gang.call("fingerprint"))
+        states, prints = gang.call("state"), gang.call("fingerprint")
+        return Outcome(losses, counts, sums[True], sums[False], bad, states, prints, activations)
 
     return run
 

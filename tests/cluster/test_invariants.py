@@ -29,6 +29,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "accumulate": 2,
     },
+    "weighed": {
+        "class_weights": (0.1, 0.9, 3.0, 0.5),
+        "label_smoothing": 0.1,
+        "decay_weights_only": True,
+        "weight_decay": 0.1,
+        "lsuv": True,
+        "activations": True,
+        "arch": "simple_cnn_bn",
+        "momentum": 0.9,
+    },
     "grey": {"arch": "simple_cnn_bn", "channels": 1, "normalize": Normalize((0.5,), (0.25,))},
     "frozen": {"fine_tune": True, "arch": "simple_cnn_bn", "momentum": 0.9},
     "mixed": {"augment": "full", "presize": 30, "mix": MixConfig(mixup=0.4, cutmix=1.0)},
@@ -57,11 +67,12 @@ def test_n_workers_are_one(
     world_size: int,
 ) -> None:
     mine = replace(job, batch_size=batch_size, **RECIPES[recipe])
+    frozen = {"frozen": 1.0} if mine.fine_tune else {}
     if (recipe, batch_size) not in alone:
-        alone[recipe, batch_size] = drive(local_gang(mine), mine)
+        alone[recipe, batch_size] = drive(local_gang(mine), mine, **frozen)
     one = alone[recipe, batch_size]
     ray_gang.start(mine, world_size)
-    many = drive(ray_gang, mine)
+    many = drive(ray_gang, mine, **frozen)
     assert many.counts == one.counts
     assert many.trained["loss"][1] == 2 * len(job.train), "every training image once an epoch"
     assert many.valid["loss"][1] == many.valid["accuracy"][1] == 2 * len(job.valid), "and every validation image"
@@ -71,6 +82,61 @@ def test_n_workers_are_one(
     for name, tensor in one.states[0].items():
         np.testing.assert_allclose(many.states[0][name], tensor, rtol=RTOL, atol=ATOL, err_msg=name)
     assert_ranks_agree(many, world_size)
+
+
+ADAPTIVE: dict[str, dict[str, Any]] = {
+    "adam": {"optimizer": "adam", "weight_decay": 0.01, "body_apart": True},
+    "adamw": {"optimizer": "adamw", "decay_weights_only": True, "precision": "bf16"},
+    "lamb": {"optimizer": "lamb", "weight_decay": 0.01, "precision": "fp16"},
+    "rmsprop": {"optimizer": "rmsprop", "momentum": 0.9},
+    "fine-tuned": {"optimizer": "adamw", "decay_weights_only": True, "fine_tune": True},
+    "progressive": {"augment": "full", "presize": 30, "progressive": True},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_two_workers_are_one_where_steps_are_of_one_length(
+    ray_gang: RayGang, local_gang: Callable[[Job], LocalGang], drive: Callable[..., Any], job: Job, name: str
+) -> None:
+    """As above, at rates at which such optimizers learn; compared is what the model gives, and weights to a step.
+
+    They divide a gradient by its own size, so where that is about zero, its rounding makes whole steps.
+    """
+    mine = replace(job, **ADAPTIVE[name])
+    hypers = (
+        {"lr": 2e-3}
+        | ({"body_lr": 2e-4} if mine.fine_tune or mine.body_apart else {})
+        | ({"size": 20} if mine.progressive else {})
+    )
+    alone = local_gang(mine)
+    ray_gang.start(mine, 2)
+    one, many = drive(alone, mine, **hypers), drive(ray_gang, mine, **hypers)
+    exact = mine.precision == "fp32"
+    near = {"rtol": 1e-4} if exact else {"rtol": 2e-2}
+    np.testing.assert_allclose(many.losses, one.losses, **near)
+    np.testing.assert_allclose(many.valid["loss"][0], one.valid["loss"][0], **near)
+    for key, tensor in one.states[0].items():
+        np.testing.assert_allclose(many.states[0][key], tensor, atol=2e-3 if exact else 1e-2, rtol=1e-3, err_msg=key)
+    assert_ranks_agree(many, 2)
+
+
+@pytest.mark.parametrize("batch_size", [8, 2])
+def test_what_layers_give_is_that_of_the_global_batch(
+    ray_gang: RayGang, local_gang: Callable[[Job], LocalGang], drive: Callable[..., Any], job: Job, batch_size: int
+) -> None:
+    "Also where one of three ranks has no sample; recorded is the first step of each epoch."
+    mine = replace(job, batch_size=batch_size, activations=True, lsuv=True, arch="simple_cnn_bn")
+    ray_gang.start(mine, 3)
+    one, many = drive(local_gang(mine), mine, lr=1e-4), drive(ray_gang, mine, lr=1e-4)
+    steps = -(-len(job.train) // batch_size)
+    assert many.activations.keys() == one.activations.keys() == {
+        (step, layer) for step in (0, steps) for layer in one.layers
+    }  # fmt: skip
+    assert {"0_ConvLayer", "5_Linear"} <= one.layers
+    for key, sums in one.activations.items():
+        assert many.activations[key][0] == sums[0] > 0, "numbers seen"
+        np.testing.assert_allclose(many.activations[key][1:3], sums[1:3], rtol=1e-3, atol=1e-2)
+        assert np.abs(many.activations[key][3:] - sums[3:]).sum() <= 0.01 * sums[0], "a few at the edge of a bin"
 
 
 def assert_ranks_agree(outcome: Any, world_size: int) -> None:

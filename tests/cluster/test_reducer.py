@@ -83,7 +83,7 @@ def test_the_optimizer_reduces_before_it_updates() -> None:
     optimizer = SGD(net.parameters(), 0.5, reduce=reducer)
     for _ in range(2):  # views must outlive zero_grad
         net(torch.ones(4, 5, dtype=torch.float64)).sum().backward()
-        reducer.tail[0] = 4
+        reducer.weight.fill_(4)
         optimizer.step()
         optimizer.zero_grad()
     moved = before[-1] - net.parameters()[-1]

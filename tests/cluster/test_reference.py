@@ -67,7 +67,12 @@ def plain_torch(job: Job, start: Mapping[str, np.ndarray], epochs: int) -> tuple
     net = Net("bn" in job.arch)
     for name, tensor in net.by_our_names().items():
         tensor.copy_(torch.tensor(start[name]))
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, job.momentum or 0.0, weight_decay=job.weight_decay or 0.0)
+    flat = [p for p in net.parameters() if p.dim() == 1]
+    groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if p.dim() > 1]}, {"params": flat}]
+    if job.decay_weights_only:
+        groups[1]["weight_decay"] = 0.0
+    optimizer = torch.optim.SGD(groups, 0.1, job.momentum or 0.0, weight_decay=job.weight_decay or 0.0)
+    weight = torch.tensor(job.class_weights) if job.class_weights else None
     losses = []
     for epoch in range(epochs):
         net.train()
@@ -78,12 +83,14 @@ def plain_torch(job: Job, start: Mapping[str, np.ndarray], epochs: int) -> tuple
             rows = [here.index(i) for i in numbers]
             random = draws(job.seed, len(losses), len(here), 3)[rows] if job.presize > job.size else None
             x, y = batch_of(job, job.train, numbers, random)
-            optimizer.param_groups[0]["lr"] = 0.1 / (1 + len(losses) % 5)
-            loss = nn.functional.cross_entropy(net(x), y)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (1 + len(losses) % 5)
+            logits, options = net(x), {"weight": weight, "label_smoothing": job.label_smoothing}
+            loss = nn.functional.cross_entropy(logits, y, **options)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(nn.functional.cross_entropy(logits, y, reduction="sum", **options).item() / len(y))
     net.eval()
     with torch.no_grad():
         x, y = batch_of(job, job.valid, readable(job.valid, range(len(job.valid))), None)
@@ -108,6 +115,13 @@ def compare(gang: RayGang, drive: Callable[..., Any], job: Job, world_size: int)
         {"arch": "simple_cnn"},
         {"arch": "simple_cnn", "momentum": 0.9, "weight_decay": 1e-2, "augment": "crop", "presize": 27},
         {"arch": "simple_cnn_bn", "momentum": 0.9, "augment": "crop", "presize": 27},
+        {
+            "arch": "simple_cnn_bn",
+            "class_weights": (0.02, 0.2, 2.0, 0.5),
+            "label_smoothing": 0.1,
+            "decay_weights_only": True,
+            "weight_decay": 0.1,
+        },
     ],
 )
 def test_two_workers_are_plain_torch(

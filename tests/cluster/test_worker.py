@@ -87,7 +87,7 @@ def test_a_snapshot_brings_all_back(worker: Make, job: Job, trained_before: int)
     for each in (one, undisturbed):
         each.run(Chunk(True, 0, 0, 0, (LR,) * trained_before)) if trained_before else None
     kept, before = one.snapshot(), one.fingerprint()
-    one.run(Chunk(True, 0, 2, 2, ({"lr": float("inf")},) * 2))  # a finder goes as far as NaN
+    one.run(Chunk(True, 0, 2, 2, ({"lr": float("inf")},) * 2, probe=True))  # a finder goes as far as NaN
     assert one.fingerprint() != before
     assert not all(np.isfinite(tensor).all() for tensor in one.state().values())
     one.load(kept)
@@ -143,3 +143,18 @@ def test_a_batch_without_one_readable_image_is_no_step(worker: Make, job: Job) -
     assert (report.counts, report.batches["loss"], len(report.bad_images)) == ([0, 0], [0.0, 0.0], 16)
     for name, tensor in before.items():
         np.testing.assert_array_equal(one.state()[name], tensor, err_msg=name)
+
+
+def test_a_chunk_that_came_to_no_end_leaves_nothing_in_the_next_report(worker: Make, job: Job, monkeypatch) -> None:
+    mine, chunk = replace(job, activations=True), Chunk(True, 0, 0, 0, (LR,))
+    expected = worker(mine).run(chunk).activations
+    one = worker(mine)
+    with monkeypatch.context() as broken:
+        broken.setattr(one.learner, "step", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            one.run(chunk)
+    one.reducer.flat.zero_()
+    found = one.run(chunk).activations
+    assert found.keys() == expected.keys() == {0}
+    for layer, sums in expected[0].items():
+        np.testing.assert_array_equal(found[0][layer], sums)

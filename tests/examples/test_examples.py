@@ -86,7 +86,7 @@ def test_pets_get_a_new_head_and_two_disjoint_sets(tmp_path: Path) -> None:
     pets = example("pets")
     model = pets.simple_cnn_bn(n_out=5)
     body = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("5.")}
-    pets.new_head(model, n_out=3)
+    pets.replace_head(model, n_out=3)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
     assert [name for name, _ in model.named_parameters()][-2:] == ["5.weight", "5.bias"]
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in body.items() if "running" not in name)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from learner.callbacks.setup import SetupLearner
-from learner.data.block import DataBlock, as_tensor, make_block, squash
+from learner.data.block import DataBlock, Samples, as_tensor, make_block, squash
 from learner.data.files import image_files, open_split
 from learner.data.images import open_image
 from learner.data.labels import matching
@@ -18,7 +18,7 @@ from learner.data.splitters import at_random, where
 from learner.data.walk import describe, summary
 from learner.errors import UsageError
 from learner.figures import show_batch
-from learner.learner import Learner
+from learner.learner import Callback, Learner
 from learner.losses import cross_entropy
 from learner.models import simple_cnn
 
@@ -159,6 +159,34 @@ def test_a_learner_trains_on_a_block_with_channels_of_its_own(image_folder) -> N
     learner = Learner(simple_cnn(2, 2), dls, cross_entropy, lr=0.1, cbs=[SetupLearner("cpu")])
     learner.fit(1)
     assert learner.global_step == 3 and next(iter(dls.train))[0].shape == (4, 16, 16, 2)
+
+
+def test_a_learner_sees_what_the_batch_transforms_give(image_folder) -> None:
+    class Darkest:
+        "Has a state of its own, which it finds in the training batch: pictures less their least value."
+
+        def __init__(self, least: float) -> None:
+            self.least = least
+
+        @classmethod
+        def of(cls, batch: torch.Tensor) -> "Darkest":
+            return cls(float(batch.min()))
+
+        def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+            return (batch - self.least).permute(0, 3, 1, 2)
+
+    class Seen(Callback):
+        def after_predict(self) -> None:
+            batches[self.model.training] = self.batch[0]
+
+    batches: dict[bool, torch.Tensor] = {}
+    block = DataBlock(item_tfms=[squash(16)], batch_tfms=[torch.Tensor.float, Darkest])
+    dls = block.loaders(split := block.open(image_folder(CLASSES)), batch_size=50, n_workers=0)
+    Learner(simple_cnn(3, 2), dls, cbs=[SetupLearner("cpu"), Seen()]).fit(1)
+    assert batches[True].min() == 0, "the training batch's own least value"
+    raw = torch.stack([Samples(split.valid, block.item_tfms)[i][0] for i in range(len(split.valid))]).float()
+    least = float(block.first_batch(split)[0].min())
+    assert torch.equal(batches[False], (raw - least).permute(0, 3, 1, 2)), "and validation's less that of training"
 
 
 def test_the_walk_tells_each_step_of_a_block_that_works(image_folder) -> None:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learner.callbacks import LRFinder, OneCycle, Progress, SetupLearner, TrackResults
+from learner.callbacks import EMA, LRFinder, OneCycle, Progress, SetupLearner, TrackResults, lr_find
 from learner.data.augment import Augment
 from learner.data.files import open_split
 from learner.data.loader import DataLoader, DataLoaders, Dataset
 from learner.data.normalize import Normalize
 from learner.learner import Callback, CancelEpochException, Learner
 from learner.losses import cross_entropy
+from learner.lr_range import suggest
 from learner.models import simple_cnn, simple_cnn_bn
 from learner.module import Module, Parameter
 
@@ -175,6 +176,26 @@ def test_finder_stops_on_nan_and_on_divergence_and_restores(bad: float) -> None:
     assert learn.global_step == 3
     assert finder.losses == [2.0, 1.5, 1.25] + [bad] * math.isfinite(bad)
     assert torch.equal(learn.model.weight, torch.ones(1))
+
+
+def test_lr_find_takes_all_the_steps_it_needs_and_training_goes_on_as_if_it_had_not_been(dls, capsys) -> None:
+    rows, finders = [], []
+    for find in (False, True):
+        dls.train.epoch = 0
+        torch.manual_seed(0)
+        track = TrackResults()
+        learn = Learner(simple_cnn_bn(3, 3), dls, lr=0.01, cbs=[SetupLearner("cpu"), track, EMA(0.9), Progress()])
+        if find:
+            capsys.readouterr()
+            finders.append(lr_find(learn, 1e-5, 1e-2, 30))
+            assert not capsys.readouterr().out
+        learn.fit(2)
+        rows.append([(row["train_loss"], row["valid_loss"]) for row in track.history])
+    assert rows[0] == rows[1], "bit for bit"
+    [finder] = finders
+    assert len(finder.losses) == 30 > len(dls.train)
+    assert finder.suggestions == suggest(finder.test) and finder.suggestion == finder.suggestions["minimum"]
+    assert not any(isinstance(cb, LRFinder) for cb in learn.cbs)
 
 
 def test_a_fit_that_failed_before_the_finder_began_tells_why() -> None:

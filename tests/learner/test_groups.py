@@ -138,3 +138,15 @@ def test_no_decay_groups_pair_up_within_layer_groups() -> None:
     groups = no_decay_groups(model, body_and_head)
     assert [len(group["params"]) for group in groups] == [4, 8, 1, 1]
     assert [group.get("weight_decay") for group in groups] == [None, 0.0, None, 0.0]
+
+
+def test_a_rate_is_spread_over_layer_groups_not_over_their_pairs() -> None:
+    model = simple_cnn_bn()
+    opt = SGD(no_decay_groups(model, by_child), slice(1e-4, 1.0), weight_decay=0.1)
+    rates = [hypers["lr"] for _, hypers in opt.groups]
+    assert rates == pytest.approx([rate for rate in (1e-4, 1e-3, 1e-2, 1e-1, 1) for _ in range(2)])
+    opt.lr = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert [hypers["lr"] for _, hypers in opt.groups] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert [hypers["weight_decay"] for _, hypers in opt.groups] == [0.1, 0.0] * 5
+    with pytest.raises(UserError, match=r"2 values .* 5 groups"):
+        opt.lr = [1.0, 2.0]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from learner.losses import binary_cross_entropy, cross_entropy, digit_loss, l1, mse
+from learner.losses import balanced, binary_cross_entropy, cross_entropy, digit_loss, l1, mse
 from learner.metrics import confusion, error_rate, per_class, top_k
 
 seeds = st.integers(0, 2**31)
@@ -95,3 +95,11 @@ def test_per_class_scores_are_their_definitions_and_merge_over_ranks() -> None:
     harmonic = torch.where(both > 0, 2 * scores["precision"] * scores["recall"] / both, torch.zeros(5).double())
     assert_close(scores["f1"], harmonic)
     assert scores["support"].tolist() == [(targets == c).sum().item() for c in range(5)]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
+def test_balanced_weights_give_every_class_that_occurs_the_same_say(targets) -> None:
+    weights = balanced(targets, 6)
+    says = {c: weights[c] * targets.count(c) for c in range(6)}
+    assert {c for c, say in says.items() if say} == set(targets)
+    assert [says[c] for c in set(targets)] == pytest.approx([len(targets) / len(set(targets))] * len(set(targets)))

@@ -137,7 +137,7 @@ def test_rates_spread_over_groups():
     opt.set(lr=[1.0, 2.0, 3.0])
     assert [hypers["lr"] for _, hypers in opt.groups] == [1.0, 2.0, 3.0]
     assert opt.lr == 3.0
-    with pytest.raises(UserError, match=r"2 values .* 3 parameter groups"):
+    with pytest.raises(UserError, match=r"2 values .* 3 groups of layers"):
         opt.set(lr=[1.0, 2.0])
     assert spread(slice(1e-6, 1e-4), 1) == [1e-4]
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learner.callbacks import EMA, Accumulate, ClipGradients, MixedPrecision, OneCycle, TrackResults
+from learner.callbacks import EMA, Accumulate, ClipGradients, MixedPrecision, OneCycle, TrackResults, fine_tune
 from learner.data.loader import DataLoaders
-from learner.groups import body_and_head
+from learner.errors import UserError
+from learner.groups import body_and_head, head_names, no_decay_groups, replace_head
 from learner.layers import BatchNorm, Linear
 from learner.learner import Callback, Learner
 from learner.losses import cross_entropy
 from learner.module import Module, Sequential
 from learner.optim import SGD, AdamW
+from learner.schedule import cosine, one_cycle, one_cycle_momentum
 
 
 def batches(sizes, dtype=torch.float64, seed=0):
@@ -162,3 +164,62 @@ def test_one_cycle_gives_each_group_its_own_peak() -> None:
     assert seen[2] == pytest.approx([1e-3, 1e-1]) and len(seen) == 8
     assert all(body == pytest.approx(head / 100) for body, head in seen)
     assert cycle.lrs == [head for _, head in seen]
+
+
+def test_one_cycle_moves_momentum_the_other_way_and_takes_fastais_shape() -> None:
+    moms, shape = (0.95, 0.85, 0.9), {"anneal": cosine, "pct_start": 0.4, "div": 25.0, "div_final": 1e5}
+    seen = []
+
+    class Watch(Callback):
+        order = 1
+
+        def before_batch(self) -> None:
+            seen.append((self.opt.lr, self.opt.momentum))
+
+    fit(model(), batches([4] * 5), 2, [OneCycle(0.1, moms, **shape), Watch()], lambda ps, lr: SGD(ps, lr, momentum=0.9))
+    wanted = [(one_cycle(n / 10, 0.1, **shape), one_cycle_momentum(n / 10, moms, cosine, 0.4)) for n in range(10)]
+    assert seen == wanted and seen[4] == (0.1, 0.85)
+
+
+class Rates(Callback):
+    "Keeps each step's rates by parameter group, and how many parameters trained."
+
+    order = 1
+
+    def before_fit(self) -> None:
+        self.seen: list[list[float]] = []
+        self.trained: list[int] = []
+
+    def before_batch(self) -> None:
+        if self.model.training:
+            self.seen.append([hypers["lr"] for _, hypers in self.opt.groups])
+            self.trained.append(sum(p.requires_grad for p in self.model.parameters()))
+
+
+def test_fine_tune_trains_the_head_and_then_all_at_fastais_rates() -> None:
+    "Also where biases and BatchNorm are spared from decay: the rates are spread over layers, not over such pairs."
+    net = model(norm=True)
+    for opt_func in (SGD, lambda groups, lr: AdamW(no_decay_groups(net, body_and_head), lr, weight_decay=0.1)):
+        rates = Rates()
+        learn = Learner(net, DataLoaders(batches([4] * 5)), cbs=[rates], opt_func=opt_func, splitter=body_and_head)
+        fine_tune(learn, 3, lr=0.02)
+        body, head = ([row[place] for row in rates.seen] for place in (0, -1))
+        assert all(set(row) == {row[0], row[-1]} for row in rates.seen)
+        assert rates.trained == [4] * 5 + [6] * 15, "the head and BatchNorm, then all"
+        assert head[0] == pytest.approx(0.02 / 25) and head[5] == pytest.approx(0.01 / 5)
+        assert max(head[:5]) < 0.02 and max(head[5:]) == pytest.approx(0.01, rel=0.02)
+        assert body[:5] == pytest.approx([rate / 10 for rate in head[:5]])
+        assert body[5:] == pytest.approx([rate / 100 for rate in head[5:]])
+        assert learn.cbs == [rates]
+    with pytest.raises(UserError, match="splitter=body_and_head"):
+        fine_tune(Learner(net, DataLoaders(batches([4]))), 1)
+
+
+def test_a_replaced_head_is_all_that_is_new() -> None:
+    net = model(norm=True)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert replace_head(net, 7) is net
+    assert net(torch.zeros(2, 6, dtype=torch.float64)).shape == (2, 7)
+    assert head_names(net) == ["2.weight", "2.bias"]
+    kept = {name: tensor for name, tensor in net.state_dict().items() if name not in head_names(net)}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items() if "running" not in name)

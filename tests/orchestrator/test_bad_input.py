@@ -153,7 +153,7 @@ def test_skipped_images_are_counted_and_listed(here: Here, small: list[str], fol
     rows = [line.split(",")[0] for line in listed.read_text().splitlines()]
     assert rows[0] == "file"
     assert sorted(rows[1:]) == sorted(bad), "each once, although it was met in each epoch"
-    assert f"4 unreadable images were skipped; they are listed in {listed}" in ended.out
+    assert f"4 unreadable images were skipped; see {listed}" in ended.out
     for file in bad:
         assert ended.out.count(f"skipped {file}: ") == 1
 

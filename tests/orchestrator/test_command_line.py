@@ -1,6 +1,7 @@
 "The command line and the TOML file: every option both ways, flags over the file, and what is said of mistakes."
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learner.data.warp import AugmentConfig
 from learner.errors import UsageError
+from learner.models import MODELS
+from learner.optim import OPTIMIZERS
+from learner.schedule import SCHEDULES
 from orchestrator.command_line import parse, read_file
 from orchestrator.config import Config, flag
 
@@ -174,3 +179,26 @@ def test_help_is_a_page_with_every_option(capsys: pytest.CaptureFixture[str]) ->
     assert "examples:" in page
     assert "default: imagenette160" in " ".join(page.split())
     assert max(map(len, page.splitlines())) <= 120
+
+
+def test_help_names_what_there_is_to_choose_from(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert words >= {*MODELS, *OPTIMIZERS, *SCHEDULES}
+
+
+@pytest.mark.parametrize("command", ["find_lr", "data_summary"])
+def test_each_command_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"], command)
+    out = capsys.readouterr().out
+    assert f"python -m orchestrator.{command}" in out and "what launch would" in " ".join(out.split())
+    assert "Train an image classifier" not in out
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_a_committed_recipe_can_be_read(recipe: Path) -> None:
+    config = parse(["--config", str(recipe)])
+    assert config.arch in MODELS and config.optimizer in OPTIMIZERS
+    AugmentConfig.read(config.magnitudes)

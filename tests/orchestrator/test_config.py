@@ -19,6 +19,7 @@ GOOD = [
     ("epochs", 1), ("batch_size", 1), ("lr", 0.5), ("lr", 1), ("lr", "auto"), ("schedule", "cosine"),
     ("momentum", 0), ("momentum", 0.99), ("weight_decay", 0), ("weight_decay", 5.0), ("seed", 0), ("gpus", "0,2"),
     ("gpus", None), ("cpus", 1), ("cpus", None), ("local", True), ("address", "10.0.0.1:6379"), ("address", "h-2:1"),
+    ("body_lr", 0.01), ("lsuv", True), ("balance_classes", True), ("decay_weights_only", True), ("activations", True),
     ("backend", "gloo"), ("backend", None), ("name", "my.run_2+x-y"), ("name", None), ("debug", True),
 ]  # fmt: skip
 BAD = [
@@ -28,6 +29,7 @@ BAD = [
     ("lr", 0), ("lr", -0.1), ("lr", INF), ("lr", NAN), ("lr", "find"), ("lr", True), ("lr", None),
     ("schedule", "one-cycle"), ("schedule", ""), ("momentum", -0.1), ("momentum", 1), ("momentum", NAN),
     ("weight_decay", -1e-9), ("weight_decay", INF), ("weight_decay", NAN), ("seed", -1), ("seed", 0.5),
+    ("body_lr", 0.0), ("body_lr", INF), ("lsuv", 1), ("activations", "yes"),
     ("cpus", 0), ("cpus", -2), ("cpus", "two"), ("gpus", 4), ("gpus", ["0"]), ("local", 0),
     ("address", "host"), ("address", "host:"), ("address", ":1"), ("address", "a b:1"), ("address", "a:b:c"),
     ("backend", "mpi"), ("name", ""), ("name", "a/b"), ("name", "../x"), ("name", ".hidden"), ("name", "a b"),
@@ -38,6 +40,12 @@ BAD = [
 @pytest.mark.parametrize(("name", "value"), GOOD)
 def test_what_is_possible_is_taken(name: str, value: Any) -> None:
     assert getattr(Config(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("both", [{"lsuv": True, "init": "runs/a"}, {"body_lr": 0.1, "fine_tune": 1}])
+def test_what_contradicts_itself_is_refused(both: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="it must be left out with --"):
+        Config(**both)
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)

@@ -177,9 +177,28 @@ def test_fine_tuning_has_fastais_rates() -> None:
     "fine_tune(4, base_lr, freeze_epochs=1): the head up to base_lr, then all up to half of it, the body a hundredth."
     plan = Plan(n_train=40, n_valid=8, batch_size=8, epochs=5, schedule="one_cycle", lr=0.02, frozen_epochs=1)
     frozen, thawed = [plan.hypers(s) for s in range(5)], [plan.hypers(s) for s in range(5, 25)]
-    assert all("body_lr" not in hypers for hypers in frozen)
+    assert all(hypers["frozen"] for hypers in frozen) and not any("frozen" in hypers for hypers in thawed)
+    assert all(hypers["body_lr"] == pytest.approx(hypers["lr"] / 10) for hypers in frozen), "its BatchNorm"
     assert frozen[0]["lr"] == pytest.approx(0.02 / 25) and frozen[-1]["lr"] < 0.02
     assert [hypers["lr"] for hypers in frozen] == sorted(hypers["lr"] for hypers in frozen)
     assert max(hypers["lr"] for hypers in thawed) == pytest.approx(0.01)
     assert thawed[0]["lr"] == pytest.approx(0.01 / 5) and thawed.index(max(thawed, key=lambda h: h["lr"])) == 6
     assert all(hypers["body_lr"] == pytest.approx(hypers["lr"] / 100) for hypers in thawed)
+
+
+def test_fine_tuning_has_a_cycle_of_momentum_for_each_of_its_parts() -> None:
+    plan = Plan(n_train=40, n_valid=8, batch_size=8, epochs=5, schedule="one_cycle", lr=0.02, frozen_epochs=1,
+                momentums=(0.95, 0.85, 0.9))  # fmt: skip
+    momentums = [plan.hypers(step)["momentum"] for step in range(25)]
+    assert momentums[0] == momentums[5] == 0.95
+    assert momentums[:5] == sorted(momentums[:5], reverse=True)
+    assert momentums[5 + 6] == pytest.approx(0.85) and momentums[-1] == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_body_has_a_share_of_every_rate_also_in_the_range_test() -> None:
+    plan = dataclasses.replace(PLAN, body_share=0.01)
+    for step in range(plan.steps):
+        hypers = plan.hypers(step)
+        assert hypers["body_lr"] == pytest.approx(hypers["lr"] / 100)
+        assert hypers["lr"] == PLAN.hypers(step)["lr"]
+    assert plan.rates(0.5) == {"lr": 0.5, "body_lr": 0.005} and PLAN.rates(0.5) == {"lr": 0.5}

@@ -85,7 +85,7 @@ def test_unreadable_images_fail_or_are_left_out_and_named(trained, image_folder,
     assert "--bad-images skip" in capsys.readouterr().err
     assert evaluate.main([*arguments, "--bad-images", "skip"]) == 0
     out = capsys.readouterr().out
-    assert "1 unreadable images were left out:" in out
+    assert "\n1 unreadable image was left out:" in out
     assert str(root / "valid" / "ant" / "0.jpg") in out
     assert sum(int(row[-1]) for row in table(out)[1:]) == 4
 

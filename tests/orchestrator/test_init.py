@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
+from learner.models import build
 from orchestrator.initial import start_from
 
 TINY = ("--arch", "simple_cnn_bn", "--lr", "1e-12", "--local", "--name", "second")
@@ -70,3 +73,27 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
     assert ended.code == 2
     assert said in ended.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_of_torchvisions_weights_is_where_a_resnet_starts(small, here, tmp_path) -> None:
+    "Which names those are, test_resnet.py compares with a twin in torch.nn; here they reach the workers, and stay."
+    torch.manual_seed(3)
+    weights = {name: tensor.clone() for name, tensor in build("resnet18", 3, 1000).state_dict().items()}
+    save_file(weights | {"bn1.num_batches_tracked": torch.tensor(7)}, tmp_path / "resnet18.safetensors")
+    options = [*small, *TINY, "--init", tmp_path / "resnet18.safetensors", "--body-lr", "0.01"]
+    ended = here(*options, "--arch", "resnet18", "--size", 32)
+    assert ended.code == 0, ended.err
+    assert "its head (fc.weight, fc.bias) is new" in ended.out
+    run = tmp_path / "runs" / "second" / "version_0"
+    after, about = load_file(run / "model.safetensors"), json.loads((run / "model.json").read_text())
+    for name, tensor in weights.items():
+        if "running" not in name and not name.startswith("fc."):
+            np.testing.assert_allclose(after[name], tensor, atol=1e-9)
+    assert after["fc.weight"].shape == (4, 512)
+    assert about["normalize"]["mean"] == [0.485, 0.456, 0.406]
+    for arch, said in (
+        ("resnet34", "does not hold the weights of resnet34"),
+        ("simple_cnn", "and --arch is simple_cnn"),
+    ):
+        ended = here(*options, "--arch", arch)
+        assert ended.code == 2 and said in ended.err

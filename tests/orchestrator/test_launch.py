@@ -48,7 +48,7 @@ class Run:
 
     def events(self) -> EventAccumulator:
         "What TensorBoard reads of it."
-        events = EventAccumulator(str(self.path / "tensorboard"), size_guidance={"scalars": 0})
+        events = EventAccumulator(str(self.path / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
         events.Reload()
         return events
 
@@ -156,3 +156,20 @@ def test_a_run_leaves_nothing_in_the_temporary_folder(runs: dict[str, Run]) -> N
     assert not list(Path(tempfile.gettempdir()).glob(f"{PREFIX}{driver}-*"))
     worker = re.search(r"\(pid (\d+)", (runs["two"].path / "logs" / "rank_0.log").read_text())
     assert worker and not Path("/proc", worker[1]).exists()
+
+
+def test_what_is_asked_for_beyond_the_plain_loop_arrives(here, small, tmp_path: Path) -> None:
+    how = "--local --name y --epochs 2 --arch simple_cnn_bn --optimizer adamw --lr 0.01 --body-lr 0.1"
+    ended = here(*small, *how.split(), "--lsuv", "--activations", "--balance-classes", "--decay-weights-only")
+    assert ended.code == 0, ended.err
+    run = Run(ended.out, tmp_path / "runs" / "y" / "version_0")
+    events = run.events()
+    for layer in ("0_ConvLayer", "5_Linear"):
+        assert [event.step for event in events.Histograms(f"activations/{layer}")] == [0, 7], "once an epoch"
+        assert len(events.Scalars(f"activations_near_zero/{layer}")) == 2
+    rates = zip(events.Scalars("train/body_lr"), events.Scalars("train/lr"))
+    assert all(body.value == pytest.approx(head.value / 10) for body, head in rates)
+    assert events.Scalars("activations_std/5_Linear")[0].value == pytest.approx(1, abs=0.5), "LSUV made it so"
+    plain = here(*small, *how.split())
+    assert plain.code == 0
+    assert Run("", tmp_path / "runs" / "y" / "version_1").history != run.history

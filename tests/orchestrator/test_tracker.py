@@ -2,14 +2,17 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.messages import Chunk, Report
+from learner.callbacks.activations import BINS, LIMIT, NEAR, activation_sums
 from orchestrator.run_folder import HISTORY, RunFolder
 from orchestrator.tally import Tally
 from orchestrator.terminal import Terminal
@@ -113,3 +116,22 @@ def test_a_figure_is_an_image(folder: RunFolder) -> None:
 
     pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB"))
     assert (pixels == [255, 0, 0]).all()
+
+
+def test_activations_of_all_ranks_arrive_as_one_histogram(folder: RunFolder) -> None:
+    "What each layer gives: half of the numbers on each rank."
+    numbers = torch.randn(1000, dtype=torch.float64)
+    parts = [activation_sums(part, NEAR, LIMIT, BINS).numpy() for part in numbers.split(500)]
+    tracker = Tracker(folder, Terminal())
+    tracker.start(4)
+    tracker.chunk([replace(one, activations={6: {"0_Linear": sums}}) for one, sums in zip(reports(True, 5), parts)])
+    tracker.close()
+    [event] = EventAccumulator(str(folder.path / "tensorboard")).Reload().Histograms("activations/0_Linear")
+    value = event.histogram_value
+    assert (event.step, value.num) == (6, 1000)
+    assert (value.sum, value.sum_squares) == pytest.approx((numbers.sum().item(), numbers.square().sum().item()))
+    edges = [-math.inf, *value.bucket_limit[:-1], math.inf]
+    assert value.bucket == np.histogram(numbers, edges)[0].tolist()
+    seen = scalars(folder)
+    assert seen["activations_std/0_Linear"] == [(6, pytest.approx(numbers.std(correction=0).item()))]
+    assert seen["activations_near_zero/0_Linear"] == [(6, pytest.approx((numbers.abs() < NEAR).double().mean().item()))]
