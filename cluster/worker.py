@@ -136,7 +136,8 @@ class Worker:
         parts = self.job.accumulate if learner.model.training else 1
         cuts = [n * i // parts for i in range(parts + 1)]
         for number, (low, high) in enumerate(pairwise(cuts)):
-            learner.first_part, learner.last_part = number == 0, number == parts - 1
+            learner.first_part = number == 0
+            learner.last_part = self.reducer.last_part = number == parts - 1
             learner.batch = batch.inputs[low:high], batch.targets[low:high]
             learner.rows = batch.rows[low:high]
             learner.one_batch()
@@ -179,7 +180,7 @@ class Worker:
         self.learner.opt.load_state_dict(opt)
         for cb, state in zip(self.learner.cbs, kept, strict=True):
             cb.load_state_dict(state)
-        self.reducer.flat.zero_()
+        self.reducer.reset()
 
     def freeze_to(self, n: int) -> None:
         "Train layer groups from `n` on alone, BatchNorm apart."
