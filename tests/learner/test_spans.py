@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from learner.layers import Linear
 from learner.module import Module, Parameter
 from learner.optim import LAMB, SGD, Adam, AdamW, Optimizer, RMSProp
-from learner.steppers import per_tensor
+from learner.steppers import per_tensor, sgd_step
 
 SHAPES = [(3, 2), (4,), (), (2, 3, 2, 2), (1,)]
 MAKERS: dict[str, Callable[..., Optimizer]] = {
@@ -97,6 +97,30 @@ def test_a_part_runs_once_for_all_and_on_the_parameters_own_memory() -> None:
     assert [p.data_ptr() for p in tensors] == places
     seen[1].zero_()
     assert not any(p.any() for p in tensors)
+
+
+def test_blocks_change_nothing(monkeypatch) -> None:
+    def replacing(p, grad, state, *, lr) -> Tensor:
+        state["mean"] = 0.9 * state["mean"] + grad if "mean" in state else grad.clone()
+        if "steps" in state:
+            state["steps"].add_(1)
+            state.setdefault("late", torch.zeros_like(grad)).add_(state["steps"])
+        state.setdefault("steps", torch.ones(()))
+        return state["mean"] / state["steps"]
+
+    results = []
+    for block in (7, 10**6):
+        monkeypatch.setattr("learner.spans.BLOCK", block)
+        for make in (MAKERS["momentum"], MAKERS["adamw"], lambda p: Optimizer(p, [replacing, sgd_step], lr=0.1)):
+            tensors = params()
+            opt = make(tensors)
+            for day in range(4):
+                for number, p in enumerate(tensors):
+                    prepare(p, number, day, FREE)
+                opt.step()
+            results.append([*(p.detach() for p in tensors), *opt.state_dict().values()])
+    for cut, whole in zip(results[:3], results[3:]):
+        assert_close(cut, whole, rtol=1e-14, atol=1e-15)
 
 
 def test_frozen_neighbours_part_a_span() -> None:
