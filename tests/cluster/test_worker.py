@@ -11,8 +11,7 @@ from cluster.comms import Solo
 from cluster.messages import Chunk, Job
 from cluster.worker import Worker, refuse_bad
 from learner.data.files import Labelled
-from learner.data.images import decode
-from learner.data.loader import epoch_order
+from learner.data.loader import Dataset, collate_readable, epoch_order
 from learner.errors import UserError
 
 LR = {"lr": 0.05}
@@ -116,7 +115,7 @@ def test_a_fingerprint_sees_the_momentum(worker: Make, job: Job) -> None:
 def test_samples_are_what_the_model_sees(worker: Make, job: Job) -> None:
     images, targets = worker(job).samples(6)
     order = epoch_order(len(job.train), job.seed, 0)[:6]
-    np.testing.assert_array_equal(images, [decode(job.train.files[i], job.size) for i in order])
+    np.testing.assert_array_equal(images, collate_readable(Dataset(job.train, job.size), order).inputs)
     assert targets == [job.train.targets[i] for i in order]
 
 
