@@ -1,4 +1,4 @@
-"Many files at once give what one by one gives: bit for bit by Pillow, up to 5 levels by simplejpeg, and the same refusals."
+"Many files at once give what one by one gives: bit for bit by Pillow, nearly so by simplejpeg; the same are refused."
 
 from pathlib import Path
 
