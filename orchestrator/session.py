@@ -29,6 +29,7 @@ from orchestrator.config import Config
 from orchestrator.driver import Plan
 from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
+from orchestrator.phases import Phases
 from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint
 from orchestrator.run_folder import RunFolder
 from orchestrator.summary import default_name, report_configuration
@@ -99,6 +100,8 @@ def open_session(config: Config) -> Iterator[Session]:
     Raises UsageError before anything is written or started, UserError where something fails later; on leaving, the
     workers are stopped and what was recorded is on disk.
     """
+    phases = Phases()
+    phases.done("import")
     check_name(config.arch)
     check_optimizer(config.optimizer)
     devices = visible_devices(config)
@@ -122,9 +125,12 @@ def open_session(config: Config) -> Iterator[Session]:
         folder.write_history(standing.rows)
         print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
     tracker = Tracker(folder, Terminal(), (checkpoint.step if checkpoint else 0) if run else None)
+    phases.done("data")
     try:
         print(f"starting {devices} ...\n", flush=True)
         gang = make_gang(job, devices, config, folder.logs)
+        phases.done("workers")
+        tracker.phases = phases
         try:
             if checkpoint:
                 gang.call("load", checkpoint.tensors)
