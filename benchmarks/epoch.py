@@ -37,12 +37,9 @@ PEERS = {  # name: module, what must be installed, by torchrun
     "Ray Train's TorchTrainer": ("ray_train", "pyarrow", False),
     "the book's loop and loader": ("book", "torch", False),
 }
-AIMS = {
-    (64, "none"): (1.30, 1.05),
-    (64, "crop"): (1.30, 1.10),
-    (128, "none"): (1.36, 1.15),
-    (128, "crop"): (1.36, 1.20),
-}
+FIRST_AIMS = {64: 1.30, 128: 1.36}
+LATER_AIMS = {(64, "none"): 1.05, (64, "crop"): 1.10, (128, "none"): 1.15, (128, "crop"): 1.20}
+KINDS = ("none", "crop")  # augmentation
 Seconds = list[float]
 
 
@@ -134,44 +131,38 @@ def spread(values: list[float]) -> str:
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def against_compute(root: Path) -> str:
-    "Ours over pure compute of the same round."
-    lines = [
-        "| pictures | augmentation | first epoch | aim | later epochs | aim |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for size in (64, 128):
-        kinds = {augment: partial(ours, root, size, augment) for augment in ("none", "crop")}
-        runs = rounds({**kinds, "pure compute": partial(pure, root, size)})
-        base = [median(run) for run in runs["pure compute"]]
-        for augment in kinds:
-            first = [run[0] / b for run, b in zip(runs[augment], base)]
-            later = [median(run[1:]) / b for run, b in zip(runs[augment], base)]
-            aims = AIMS[size, augment]
-            lines.append(
-                f"| {size} px | {augment} | {spread(first)} | {aims[0]:.2f} | {spread(later)} | {aims[1]:.2f} |"
-            )
-    return "\n".join(lines)
+def contestants(root: Path, size: int) -> dict[str, Callable[[], Seconds]]:
+    "Ours without and with augmentation, and the same steps from memory."
+    kinds: dict[str, Callable[[], Seconds]] = {f"ours, {kind}": partial(ours, root, size, kind) for kind in KINDS}
+    return {**kinds, "pure compute": partial(pure, root, size)}
 
 
-def against_peers(root: Path, size: int) -> str:
-    "All peers that are installed, at 64 px without augmentation."
+def peers(root: Path) -> tuple[dict[str, Callable[[], Seconds]], list[str]]:
+    "The peers that are installed, at 64 px without augmentation, and the names of the others."
     missing = [name for name, (_, needed, _) in PEERS.items() if find_spec(needed) is None]
-    there = {
-        name: partial(peer, module, run, root, size) for name, (module, _, run) in PEERS.items() if name not in missing
-    }
-    runs = rounds({"ours": partial(ours, root, size, "none"), **there, "pure compute": partial(pure, root, size)})
-    lines = [
-        "| | first epoch, s | later epochs, s | first, over ours | later, over ours |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    mine = middle(runs["ours"])
+    scripts = {name: partial(peer, module, run, root, 64) for name, (module, _, run) in PEERS.items()}
+    return {name: script for name, script in scripts.items() if name not in missing}, missing
+
+
+def compute_rows(size: int, runs: dict[str, list[Seconds]]) -> list[str]:
+    "Ours over pure compute of the same round."
+    rows, base = [], [median(run) for run in runs["pure compute"]]
+    for kind in KINDS:
+        mine = runs[f"ours, {kind}"]
+        first = spread([run[0] / b for run, b in zip(mine, base)])
+        later = spread([median(run[1:]) / b for run, b in zip(mine, base)])
+        cells = f"{first} | {FIRST_AIMS[size]:.2f} | {later} | {LATER_AIMS[size, kind]:.2f}"
+        rows.append(f"| {size} px | {kind} | {cells} |")
+    return rows
+
+
+def peer_rows(runs: dict[str, list[Seconds]]) -> list[str]:
+    "Everyone's seconds, and those over ours without augmentation."
+    mine, rows = middle(runs["ours, none"]), []
     for name, theirs in runs.items():
         first, later = middle(theirs)
-        lines.append(f"| {name} | {first:.2f} | {later:.2f} | {first / mine[0]:.2f} | {later / mine[1]:.2f} |")
-    if missing:
-        lines.append(f"\nNot installed here, so not measured (`pip install '.[peers]'`): {', '.join(missing)}.")
-    return "\n".join(lines)
+        rows.append(f"| {name} | {first:.2f} | {later:.2f} | {first / mine[0]:.2f} | {later / mine[1]:.2f} |")
+    return rows
 
 
 def run() -> str:
@@ -180,16 +171,27 @@ def run() -> str:
         sys.exit(f"error: {DATA} is missing; this benchmark needs it")
     with tempfile.TemporaryDirectory() as folder:
         root = subset(Path(folder))
-        return f"""\
+        there, missing = peers(root)
+        small = rounds({**contestants(root, 64), **there})
+        large = rounds(contestants(root, 128))
+    lacking = (
+        f"Not installed here, so not measured (`pip install '.[peers]'`): {', '.join(missing)}.\n" if missing else ""
+    )
+    return f"""\
 `simple_cnn`, global batch {BATCH}, plain SGD, {WORKERS} CPU workers of one thread, {N} images of Imagenette's training
 set, {EPOCHS} epochs a run, {ROUNDS} runs of each in turn; seconds of training, start-up and validation left out.
-Ours decodes by {decoder_version()}.
+Ours decodes by {decoder_version()}; `none` and `crop` are its augmentation, peers have none.
 
-64 px, no augmentation, medians:
+64 px, medians:
 
-{against_peers(root, 64)}
+| | first epoch, s | later epochs, s | first, over ours | later, over ours |
+| --- | --- | --- | --- | --- |
+{chr(10).join(peer_rows(small))}
 
+{lacking if missing else ""}
 Ours over pure compute, the same steps on tensors that lie in memory; median (range) of the runs:
 
-{against_compute(root)}
+| pictures | augmentation | first epoch | aim | later epochs | aim |
+| --- | --- | --- | --- | --- | --- |
+{chr(10).join(compute_rows(64, small) + compute_rows(128, large))}
 """

@@ -12,7 +12,7 @@ from benchmarks.timing import interleaved, quotients, shown
 from learner.models import build
 from learner.optim import LAMB, SGD, Adam, AdamW
 
-ROUNDS = 31
+ROUNDS = 21
 OURS: dict[str, Callable[..., Any]] = {
     "SGD with momentum": lambda p: SGD(p, 1e-3, 0.9, 5e-4),
     "Adam": lambda p: Adam(p, 1e-3),
