@@ -82,18 +82,18 @@ def peer(module: str, by_torchrun: bool, root: Path, size: int) -> Seconds:
     return json.loads(line.split(MARK)[1])
 
 
-def compute(group: Group, size: int) -> Seconds:
+def compute(group: Group, size: int, images: int, epochs: int) -> Seconds:
     "The same steps, by the same optimizer and exchange, on normalised batches that lie ready in memory."
     torch.manual_seed(group.rank)
     net = build("simple_cnn", 3, 10)
     reducer = GradientSum(net.parameters(), group)
     optimizer = SGD(net.parameters(), LR, reduce=reducer)
-    ends = [min(N, (b + 1) * BATCH) - b * BATCH for b in range(n_batches(N, BATCH))]
+    counts = [min(images, (b + 1) * BATCH) - b * BATCH for b in range(n_batches(images, BATCH))]
     batches = []
-    for n in (len(part(n, group.rank, group.world_size)) for n in ends):
+    for n in (len(part(n, group.rank, group.world_size)) for n in counts):
         batches.append((torch.randn(n, size, size, 3).permute(0, 3, 1, 2), torch.randint(10, (n,))))
     seconds = []
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         group.barrier()
         started = time.perf_counter()
         for x, y in batches:
@@ -107,7 +107,7 @@ def compute(group: Group, size: int) -> Seconds:
 
 def pure(root: Path, size: int) -> Seconds:
     "Pure compute takes as long in the first epoch as in any."
-    return run_ranks(WORKERS, compute, size)
+    return run_ranks(WORKERS, compute, size, N, EPOCHS)
 
 
 def rounds(contestants: dict[str, Callable[[], Seconds]]) -> dict[str, list[Seconds]]:

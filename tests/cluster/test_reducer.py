@@ -11,7 +11,9 @@ from torch import Tensor
 from cluster.comms import PeerLost, Solo
 from cluster.reducer import BUCKET, GradientSum
 from cluster.shards import part
+from learner.batchnorm import BatchNorm
 from learner.layers import Conv, Flatten, Linear
+from learner.models import simple_cnn_bn
 from learner.module import Module, Sequential
 from learner.optim import SGD
 
@@ -101,6 +103,19 @@ def test_buckets_start_in_their_order_while_backward_runs() -> None:
     assert comm.finished == 0
     reducer(net.parameters())
     assert comm.finished == len(comm.started) == len(reducer.buckets)
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_a_rank_without_samples_starts_the_same_messages(n: int) -> None:
+    net, comm = simple_cnn_bn(), Together()
+    order: list[int] = []
+    for module in net.modules():
+        if isinstance(module, BatchNorm):
+            module.sum_ = lambda total: order.append(len(comm.started))
+    reducer = GradientSum(net.parameters(), comm, 1)
+    net(torch.randn(n, 3, 32, 32)).sum().backward()
+    assert len(comm.started) == len(reducer.buckets) == 14
+    assert order == [0, 0, 0, 0, 2, 5, 8, 11], "messages and BatchNorm's sums take turns as on any other rank"
 
 
 def test_only_the_last_part_of_a_batch_starts_messages() -> None:
