@@ -4,26 +4,54 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 
-def interleaved(alternatives: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    "Seconds of each alternative in each round, A B C, A B C ..., after one round that is not counted."
+def interleaved(
+    alternatives: Mapping[str, Callable[[], object]], rounds: int, ready: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each alternative in each round, after one round that is not counted.
+
+    A B C, then B C A, and so on, so that none always comes after the same other; `ready()` is called before each.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    names = list(alternatives)
     for number in range(rounds + 1):
-        for name, action in alternatives.items():
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            ready()
             started = time.perf_counter()
-            action()
+            alternatives[name]()
             if number:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
-def ratios(seconds: dict[str, list[float]], baseline: str) -> dict[str, tuple[float, float, float]]:
+def quotients(seconds: Mapping[str, list[float]], name: str, baseline: str) -> list[float]:
+    "An alternative's time over the baseline's, round by round."
+    return [a / b for a, b in zip(seconds[name], seconds[baseline], strict=True)]
+
+
+def ratios(seconds: Mapping[str, list[float]], baseline: str) -> dict[str, tuple[float, float, float]]:
     "Median, lower and upper quartile of each alternative's time over the baseline's in the same round."
-    table = {}
-    for name, mine in seconds.items():
-        quotients = [a / b for a, b in zip(mine, seconds[baseline], strict=True)]
-        low, middle, high = statistics.quantiles(quotients, n=4)
-        table[name] = (middle, low, high)
-    return table
+    return {name: quartiles(quotients(seconds, name, baseline)) for name in seconds}
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    "Median, lower and upper quartile."
+    low, middle, high = statistics.quantiles(values, n=4)
+    return middle, low, high
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    "Between what the true median is with 95%, whatever the distribution: order statistics of the binomial."
+    ordered, n = sorted(values), len(values)
+    margin = 0.98 * n**0.5
+    return ordered[max(0, round(n / 2 - margin) - 1)], ordered[min(n - 1, round(n / 2 + margin))]
+
+
+def shown(values: Sequence[float], digits: int = 2) -> str:
+    "Median (quartiles), and by how much of it the median is uncertain."
+    middle, low, high = quartiles(values)
+    below, above = median_interval(values)
+    uncertain = max(middle - below, above - middle) / middle
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f}; median ±{100 * uncertain:.1f}%)"

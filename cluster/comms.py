@@ -33,6 +33,12 @@ class Comm(Protocol):
     def sum_(self, tensor: Tensor) -> None:
         "Replace `tensor` (any shape and dtype, equal on all ranks) by its sum over all ranks."
 
+    def start_sum_(self, tensor: Tensor) -> None:
+        "As `sum_`, in the background: `tensor` is the sum once `finish` has returned, and no one's till then."
+
+    def finish(self) -> None:
+        "Wait for all that `start_sum_` started."
+
     def broadcast_(self, tensor: Tensor) -> None:
         "Replace `tensor` by rank 0's."
 
@@ -50,6 +56,12 @@ class Solo:
 
     def sum_(self, tensor: Tensor) -> None:
         "Nothing to add."
+
+    def start_sum_(self, tensor: Tensor) -> None:
+        "Nothing to add, in the background."
+
+    def finish(self) -> None:
+        "Nothing was started."
 
     def broadcast_(self, tensor: Tensor) -> None:
         "Rank 0's tensor is this one."
@@ -129,11 +141,22 @@ class Group:
         self._wait(
             lambda: dist.init_process_group(backend, store=named, rank=rank, world_size=world_size, timeout=TIMEOUT)
         )
+        self._started: list[Any] = []
         self._token = torch.zeros(1, device="cuda" if backend == "nccl" else "cpu")
 
     def sum_(self, tensor: Tensor) -> None:
         "See Comm."
         self._wait(lambda: dist.all_reduce(tensor))
+
+    def start_sum_(self, tensor: Tensor) -> None:
+        "See Comm."
+        self._wait(lambda: self._started.append(dist.all_reduce(tensor, async_op=True)))
+
+    def finish(self) -> None:
+        "See Comm."
+        while self._started:
+            self._wait(lambda: self._started[0].wait())  # no name but this holds it, once it has failed
+            self._started.pop(0)
 
     def broadcast_(self, tensor: Tensor) -> None:
         "See Comm."
@@ -146,6 +169,7 @@ class Group:
 
     def close(self) -> None:
         "See Comm."
+        self._started.clear()  # each holds the connections open, and the others would wait for this rank
         if dist.is_initialized():
             dist.destroy_process_group()
 

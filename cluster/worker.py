@@ -93,7 +93,7 @@ class Worker:
                 comm.broadcast_(tensor)
         splitter = body_and_head if job.fine_tune or job.body_apart else one_group
         groups = (no_decay_groups if job.decay_weights_only else plain_groups)(model, splitter)
-        self.reducer = GradientSum([p for group in groups for p in group["params"]], comm, len(NAMES))
+        self.reducer = GradientSum([p for group in groups for p in group["params"]], comm, extra=len(NAMES))
         self.results = RankResults(self.reducer)
         self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
         self.learner.label_smoothing = job.label_smoothing
@@ -188,7 +188,7 @@ class Worker:
         parts = self.job.accumulate if learner.model.training else 1
         cuts = [n * i // parts for i in range(parts + 1)]
         for number, (low, high) in enumerate(pairwise(cuts)):
-            learner.last_part = number == parts - 1
+            learner.last_part = self.reducer.last_part = number == parts - 1
             learner.batch = batch.inputs[low:high], batch.targets[low:high]
             learner.weight = learner.weigh(batch.targets[low:high]) if self.job.class_weights else None
             learner.rows = batch.rows[low:high]

@@ -26,7 +26,8 @@ class _Marked(Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[type, tuple[Tensor, bool]]:
-        return type(self), (self.detach(), self.requires_grad)
+        # a clone, since it may be a piece of a large buffer, all of which would be written
+        return type(self), (self.detach().clone(), self.requires_grad)
 
 
 class Parameter(_Marked):

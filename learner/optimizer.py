@@ -1,4 +1,4 @@
-"The optimizer: a step runs small stats, then small steppers, over all parameters (see steppers.py)."
+"The optimizer: a step runs small stats, then small steppers, over all parameters at once (see steppers.py)."
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from learner.errors import UserError, did_you_mean
 from learner.module import Parameter
-from learner.steppers import State
+from learner.spans import Part, Past, spans
 
-Part = Callable[..., Tensor | None]
 Reduce = Callable[[list[Parameter]], None] | None
 Groups = Iterable[Parameter] | Iterable[Sequence[Parameter]] | Iterable[dict[str, Any]]
 Rate = float | slice | Sequence[float]
@@ -50,6 +49,8 @@ class SkipStep(Exception):
 class Optimizer:
     """Run `stats`, then `steppers`, over every parameter at each `step()`.
 
+    Parameters, gradients and state are kept in a few flat tensors (see spans.py), over which each part runs once.
+
     `params` is a list of Parameters, or of groups: lists of Parameters, or as in torch dictionaries that have such a
     list as `params` and hyperparameters of their own. A hyperparameter is set for all groups, or spread over them (see
     `spread`), by keyword, by `set` or as an attribute: `opt.lr = slice(1e-6, 1e-4)`; read as an attribute it is the
@@ -73,7 +74,9 @@ class Optimizer:
             members = list(own.pop("params"))
             shared = {name: spread(value, n)[layer] for name, value in hypers.items()}
             groups.append((members, _checked({**shared, **own}, defaults)))
-        vars(self).update(groups=groups, layers=layers, n_layers=n, parts=parts, reduce=reduce, looks=[], state={})
+        vars(self).update(
+            groups=groups, layers=layers, n_layers=n, parts=parts, reduce=reduce, looks=[], past={}, spans=[]
+        )
         if len(set(self.params)) < len(self.params):
             raise UserError("a parameter is in two groups, or twice in one: it would be updated twice a step")
 
@@ -92,26 +95,32 @@ class Optimizer:
                 look(self.params)
         except SkipStep:
             return
-        for group, hypers in self.groups:
-            for p in group:
-                if p.grad is not None and p.requires_grad:
-                    self._update(p, hypers)
+        if not self._fits():
+            self.past = self._past()
+            self.spans = [span for group, hypers in self.groups for span in spans(group, self.past, hypers)]
+        for span in self.spans:
+            if span.trained:
+                span.update(self.parts)
+
+    def _fits(self) -> bool:
+        "Whether the spans are still all parameters that have a gradient."
+        with_gradient = sum(p.grad is not None for p in self.params)
+        return with_gradient == sum(len(span.params) for span in self.spans) and all(s.holds() for s in self.spans)
+
+    def _past(self) -> Past:
+        "Each parameter's state, also of those that have no gradient now."
+        return self.past | {p: state for span in self.spans for p, state in span.past().items()}
 
     def then(self, look: Callable[[list[Parameter]], object]) -> None:
         "Call `look(parameters)` in each step once gradients are reduced; it may change them, or raise SkipStep."
         self.looks.append(look)
 
-    def _update(self, p: Parameter, hypers: dict[str, float]) -> None:
-        grad, state = p.grad, self.state.setdefault(p, {})
-        for part, names in self.parts:
-            changed = part(p, grad, state, **{name: hypers[name] for name in names})
-            grad = grad if changed is None else changed
-
     def zero_grad(self) -> None:
         "Set the gradients to zero in place: they may be views of a shared buffer."
-        for p in self.params:
-            if p.grad is not None:
-                p.grad.zero_()
+        whole = [span.grad for span in self.spans] if self._fits() else [p.grad for p in self.params]
+        for grad in whole:
+            if grad is not None:
+                grad.zero_()
 
     def set(self, **hypers: Any) -> None:
         "Set hyperparameters, the same for all groups or spread over them; UserError for an unknown one."
@@ -133,12 +142,13 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         "The stats' tensors as `number of the parameter.name`: live memory, so clone what must not change."
-        return {f"{n}.{key}": t for n, p in enumerate(self.params) for key, t in self.state.get(p, {}).items()}
+        past = self._past()
+        return {f"{n}.{key}": t for n, p in enumerate(self.params) for key, t in past.get(p, {}).items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         "Replace the stats' tensors by copies of `state`'s; UserError, and no change, where a shape does not fit."
-        loaded: dict[Parameter, State] = {}
+        loaded: Past = {}
         params = self.params
         for name, tensor in state.items():
             number, _, key = name.partition(".")
@@ -147,7 +157,7 @@ class Optimizer:
                 raise UserError(f"optimizer state {name!r} of shape {tuple(tensor.shape)} fits no parameter")
             device = p.device if tensor.shape == p.shape else "cpu"
             loaded.setdefault(p, {})[key] = tensor.to(device, copy=True)
-        self.state = loaded
+        self.past, self.spans = loaded, []
 
 
 def _checked(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

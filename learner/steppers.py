@@ -1,15 +1,27 @@
 """The parts that optimizers are composed of: stats, which keep state, and steppers, which update parameters.
 
 Each is called with a parameter, its gradient, that parameter's state and, by name, the hyperparameters that its
-keyword-only arguments declare. What it returns, unless None, is the gradient for the parts behind it.
+keyword-only arguments declare. What it returns, unless None, is the gradient for the parts behind it. What is written
+here for one parameter gets many of them side by side in a flat one, which is the same to all that goes element by
+element; a part that looks at a parameter as a whole, at its norm or its shape, is marked `@per_tensor`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+SomePart = TypeVar("SomePart", bound=Callable[..., Tensor | None])
+
+
+def per_tensor(part: SomePart) -> SomePart:
+    "Mark a part that must see each parameter by itself; it may read the state, not add to it."
+    part.per_tensor = True  # type: ignore[attr-defined]
+    return part
 
 
 def _kept(state: State, name: str, like: Tensor) -> Tensor:
@@ -82,6 +94,7 @@ def adam_grad(
     return (state["grad_mean"] / (1 - momentum**steps)).div_(root)
 
 
+@per_tensor
 def lamb_step(p: Tensor, grad: Tensor, state: State, *, lr: float, weight_decay: float = 0.0) -> None:
     """Go down the gradient and the decay by a length in proportion to the layer's weights.
 

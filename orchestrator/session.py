@@ -32,6 +32,7 @@ from orchestrator.config import Config
 from orchestrator.driver import Plan
 from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
+from orchestrator.phases import Phases
 from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint, standing_of
 from orchestrator.run_folder import RunFolder
 from orchestrator.saver import Saver
@@ -98,6 +99,8 @@ def open_session(config: Config) -> Iterator[Session]:
     Raises UsageError before anything is written or started, UserError where something fails later; on leaving, the
     workers are stopped and what was recorded is on disk.
     """
+    phases = Phases()
+    phases.done("import")
     check_name(config.arch)
     check_optimizer(config.optimizer)
     devices = visible_devices(config)
@@ -121,9 +124,12 @@ def open_session(config: Config) -> Iterator[Session]:
         folder.write_history(standing.rows)
         print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
     tracker = Tracker(folder, Terminal(), (checkpoint.step if checkpoint else 0) if run else None)
+    phases.done("data")
     try:
         print(f"starting {devices} ...\n", flush=True)
         gang = make_gang(job, devices, config, folder.logs, tracker.fault)
+        phases.done("workers")
+        tracker.phases = phases
         saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
         try:
             if checkpoint:

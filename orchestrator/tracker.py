@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cluster.worker import Report
 from learner.callbacks.activations import BINS, LIMIT, layer_stats
 from learner.metrics import accuracy
+from orchestrator.phases import Phases
 from orchestrator.run_folder import RunFolder
 from orchestrator.tally import Tally, layer_sums
 from orchestrator.terminal import Terminal
@@ -36,6 +37,7 @@ class Tracker:
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
         self.bad_images: dict[str, str] = {}
         self.batches = self.faults = 0
+        self.phases: Phases | None = None  # until the first step is done
 
     def start(self, total_batches: int, done: int = 0) -> None:
         "Begin the table, and a bar of all training and validation batches, of which some may be done."
@@ -53,11 +55,19 @@ class Tracker:
                     chunk.step + number,
                     {"train/loss": loss, "train/momentum": 0.0} | {f"train/{k}": v for k, v in hypers.items()},
                 )
+            self._note_start()
         for step, layers in layer_sums(reports).items():
             self._activations(step, layers)
         self.batches += len(chunk.hypers)
         self.terminal.advance(self.batches)
         self._note_bad([bad for report in reports for bad in report.bad_images])
+
+    def _note_start(self) -> None:
+        if self.phases is not None:
+            self.phases.done("first step")
+            self.folder.write_json("startup.json", self.phases.seconds)
+            self.text("startup", str(self.phases))
+            self.phases = None
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
         new = {file: reason for file, reason in bad if file not in self.bad_images}

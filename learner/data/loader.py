@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.data.decoder import decode_all
 from learner.data.files import Labelled
 from learner.data.images import BadImage, decode
 from learner.errors import UsageError
@@ -42,6 +43,10 @@ class Dataset:
     def pixels(self, i: int) -> NDArray[np.uint8]:
         "The picture of sample `i`; raises BadImage."
         return decode(self.labelled.files[i], self.size, channels=self.channels)
+
+    def read(self, indices: Sequence[int], out: NDArray[np.uint8]) -> dict[int, BadImage]:
+        "Fill the rows of `out` with the pictures of these samples; those that can't be read, by row."
+        return decode_all([self.labelled.files[i] for i in indices], out)
 
 
 def collate(dataset: Items, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -74,16 +79,12 @@ def collate_readable(dataset: Dataset, indices: Sequence[int]) -> Readable:
     "As `collate`, leaving out what can't be read; n may be 0."
     size = dataset.size
     pixels = np.empty((len(indices), size, size, dataset.channels), np.uint8)
-    rows: list[int] = []
-    bad: list[tuple[str, str]] = []
-    for row, i in enumerate(indices):
-        try:
-            pixels[len(rows)] = dataset.pixels(i)
-            rows.append(row)
-        except BadImage as error:
-            bad.append((error.file, error.reason))
+    errors = dataset.read(indices, pixels)
+    rows = [row for row in range(len(indices)) if row not in errors]
+    bad = tuple((errors[row].file, errors[row].reason) for row in sorted(errors))
     targets = torch.tensor([dataset.labelled.targets[indices[row]] for row in rows], dtype=torch.int64)
-    return Readable(torch.from_numpy(pixels[: len(rows)]), targets, torch.tensor(rows, dtype=torch.int64), tuple(bad))
+    inputs = torch.from_numpy(pixels[rows] if bad else pixels)
+    return Readable(inputs, targets, torch.tensor(rows, dtype=torch.int64), bad)
 
 
 def usable_cores() -> int:

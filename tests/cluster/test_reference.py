@@ -19,7 +19,7 @@ from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from learner.data.augment import crop_flip, draws
 from learner.data.files import Labelled
-from learner.data.images import decode
+from learner.data.loader import Dataset, collate_readable
 
 
 class Net(nn.Module):
@@ -52,7 +52,7 @@ def readable(labelled: Labelled, numbers: Any) -> list[int]:
 
 def batch_of(job: Job, labelled: Labelled, numbers: list[int], random: Tensor | None) -> tuple[Tensor, Tensor]:
     "What the model sees of these samples."
-    pixels = torch.stack([torch.tensor(decode(labelled.files[i], job.presize)) for i in numbers])
+    pixels = collate_readable(Dataset(labelled, job.presize), numbers).inputs
     margin = (job.presize - job.size) // 2
     pixels = (
         pixels[:, margin : margin + job.size, margin : margin + job.size]

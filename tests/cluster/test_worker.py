@@ -11,8 +11,7 @@ from cluster.comms import Solo
 from cluster.messages import Chunk, Job
 from cluster.worker import Worker, refuse_bad
 from learner.data.files import Labelled
-from learner.data.images import decode
-from learner.data.loader import epoch_order
+from learner.data.loader import Dataset, collate_readable, epoch_order
 from learner.errors import UserError
 
 LR = {"lr": 0.05}
@@ -101,7 +100,7 @@ def test_a_snapshot_brings_all_back(worker: Make, job: Job, trained_before: int)
 def test_a_fingerprint_sees_one_bit(worker: Make, job: Job, name: str) -> None:
     one = worker(replace(job, arch="simple_cnn_bn"))
     before, tensor = one.fingerprint(), one.learner.model.state_dict()[name]
-    tensor.view(-1)[3:4].view(torch.int32).bitwise_xor_(1)
+    tensor[(3, *[0] * (tensor.dim() - 1))].view(torch.int32).bitwise_xor_(1)
     assert one.fingerprint() != before
 
 
@@ -116,7 +115,7 @@ def test_a_fingerprint_sees_the_momentum(worker: Make, job: Job) -> None:
 def test_samples_are_what_the_model_sees(worker: Make, job: Job) -> None:
     images, targets = worker(job).samples(6)
     order = epoch_order(len(job.train), job.seed, 0)[:6]
-    np.testing.assert_array_equal(images, [decode(job.train.files[i], job.size) for i in order])
+    np.testing.assert_array_equal(images, collate_readable(Dataset(job.train, job.size), order).inputs)
     assert targets == [job.train.targets[i] for i in order]
 
 

@@ -102,6 +102,13 @@ def test_the_terminal_has_a_table_and_an_end(runs: dict[str, Run], name: str) ->
     assert "\x1b" not in run.out and "\r" not in run.out, "no bar where there is no terminal"
 
 
+@pytest.mark.parametrize("name", ["local", "two"])
+def test_the_time_to_the_first_step_is_kept_by_phase(runs: dict[str, Run], name: str) -> None:
+    phases = runs[name].json("startup.json")
+    assert list(phases) == ["import", "data", "workers", "first step"]
+    assert all(seconds >= 0 for seconds in phases.values()) and phases["workers"] > 0
+
+
 def test_two_workers_tell_what_one_tells(runs: dict[str, Run]) -> None:
     one, two = runs["local"].history, runs["two"].history
     assert [row["epoch"] for row in one] == [0, 1]

@@ -1,0 +1,125 @@
+"Spans: neighbouring parameters that have had the same past, updated as if they were one."
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.flat import pieces, together
+from learner.module import Parameter
+from learner.steppers import State
+
+Part = Callable[..., Tensor | None]
+Past = dict[Parameter, State]
+BLOCK = 2**16  # elements for each thread: torch gives none less than half of it
+
+
+class Span:
+    """Parameters that all have gradients, their `flat` values, flat `grad` and flat `state`; each is a view of these.
+
+    What optimizers are made of works element by element, so that one call does for the whole span; a tensor of the
+    state that is not as long as `flat`, such as a count of steps, is the whole span's. Values, gradients and state are
+    moved side by side if they are not so yet, in the strides of each parameter.
+    """
+
+    def __init__(self, params: Sequence[Parameter], past: Past, hypers: dict[str, Any]) -> None:
+        self.params, self.hypers, self.trained = params, hypers, params[0].requires_grad
+        self.flat, values = together([p.data for p in params], params)
+        self.grad, self.grads = together([p.grad for p in params if p.grad is not None], params)
+        self.state = {
+            # a clone, since where a span is parted a count must not be both parts'
+            name: together([past[p][name] for p in params], params)[0] if _by_element(t, params[0]) else t.clone()
+            for name, t in past.get(params[0], {}).items()
+        }
+        self.n_states = len(self.state)
+        for p, value, grad in zip(params, values, self.grads, strict=True):
+            p.data, p.grad = value, grad
+        self.memory = [p.data_ptr() for p in params]
+
+    def holds(self) -> bool:
+        "Whether all is as it was: nothing moved, replaced, frozen or thawed, and no kind of state added."
+        return len(self.state) == self.n_states and all(
+            p.grad is grad and p.requires_grad is self.trained and p.data_ptr() == place
+            for p, grad, place in zip(self.params, self.grads, self.memory)
+        )
+
+    def past(self) -> Past:
+        "The state of each parameter, in its own shape: live memory."
+        return {p: self._state_of(number) for number, p in enumerate(self.params)}
+
+    def _state_of(self, number: int) -> State:
+        views = {name: pieces(t, self.params)[number] for name, t in self.state.items() if self._by_element(t)}
+        return self.state | views
+
+    def update(self, parts: Sequence[tuple[Part, Sequence[str]]]) -> None:
+        "Run the parts in turn, each with the gradient that the one before it left."
+        whole = any(getattr(part, "per_tensor", False) for part, _ in parts)
+        small = len(self.flat) <= 4 * BLOCK or self.flat.device.type != "cpu"
+        if whole or small or not self.state:
+            self._run(parts, self.flat, self.grad, self.state)
+        else:
+            self._run_in_blocks(parts)
+
+    def _run_in_blocks(self, parts: Sequence[tuple[Part, Sequence[str]]]) -> None:
+        """Run all parts on one block after the other, small enough that it stays in the processor's cache.
+
+        An Adam step of 11 M parameters then takes half the time. What counts for the whole span is the same after
+        each block. A span without state is not cut: its first step is yet to make the state.
+        """
+        size, made = BLOCK * torch.get_num_threads(), State()
+        for start in range(0, len(self.flat), size):
+            cut = slice(start, start + size)
+            flat = self.flat[cut]
+            given = {name: t[cut] if self._by_element(t) else t.clone() for name, t in self.state.items()}
+            state = dict(given)
+            self._run(parts, flat, self.grad[cut], state)
+            for name, t in state.items():
+                if t.shape != flat.shape:
+                    made[name] = t
+                elif t is not given.get(name):  # a part may put a new tensor there instead of changing the old one
+                    made.setdefault(name, torch.empty_like(self.flat))[cut] = t
+        self.state |= made
+
+    def _run(self, parts: Sequence[tuple[Part, Sequence[str]]], flat: Tensor, grad: Tensor, state: State) -> None:
+        for part, names in parts:
+            hypers = {name: self.hypers[name] for name in names}
+            if getattr(part, "per_tensor", False):
+                changed = self._one_by_one(part, grad, hypers)
+            else:
+                changed = part(flat, grad, state, **hypers)
+            grad = grad if changed is None else changed
+
+    def _by_element(self, tensor: Tensor) -> bool:
+        return tensor.shape == self.flat.shape
+
+    def _one_by_one(self, part: Part, grad: Tensor, hypers: dict[str, Any]) -> Tensor | None:
+        "For a part that looks at a parameter as a whole; it may read the state, not add to it."
+        past, grads = self.past(), pieces(grad, self.params)
+        changed = [part(p, g, MappingProxyType(past[p]), **hypers) for p, g in zip(self.params, grads)]
+        given = [one for one in changed if one is not None]
+        return together(given, self.params)[0] if given else None
+
+
+def spans(params: Sequence[Parameter], past: Past, hypers: dict[str, Any]) -> Iterator[Span]:
+    """Of the parameters with a gradient, those that can go together: neighbours that are alike and have a like past.
+
+    A function of its arguments alone, so that a run that was resumed goes on with the same spans, and the same bits.
+    """
+    with_gradient = [p for p in params if p.grad is not None]
+    for _, members in groupby(with_gradient, lambda p: _kind(p, past.get(p, {}))):
+        yield Span(list(members), past, hypers)
+
+
+def _kind(p: Parameter, state: State) -> tuple[Any, ...]:
+    shared = [(name, None if _by_element(t, p) else t.tolist()) for name, t in state.items()]
+    return p.requires_grad, p.dtype, p.device, sorted(shared)
+
+
+def _by_element(tensor: Tensor, p: Parameter) -> bool:
+    "Whether this tensor of the state has a number for each of the parameter's; a scalar one may have a counter too."
+    return tensor.shape == p.shape and (p.dim() > 0 or tensor.is_floating_point())
