@@ -61,7 +61,8 @@ def adapter(model: Module) -> torch.nn.Module:
                 place.add_module(part, torch.nn.Module())
             place = place.get_submodule(part)
         if isinstance(tensor, Parameter):
-            place.register_parameter(leaf, torch.nn.Parameter(tensor.detach(), requires_grad=False))
+            weight = tensor.detach().contiguous()  # the exporter warns of others, ours are channels_last
+            place.register_parameter(leaf, torch.nn.Parameter(weight, requires_grad=False))
         else:
             place.register_buffer(leaf, tensor.detach())
 
