@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,6 +16,7 @@ from cluster.faults import NotFinite
 from cluster.messages import Chunk, Job, Report
 from cluster.rank_learner import NAMES, RankLearner, RankResults
 from cluster.reducer import GradientSum
+from cluster.replica import Replica
 from cluster.shards import LocalPart, n_batches
 from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
@@ -74,14 +74,14 @@ def own_bad(batch: Readable, part: LocalPart) -> list[tuple[str, str]]:
     return list(batch.bad[: len(part.mine) - own])
 
 
-class Worker:
+class Worker(Replica):
     """Trains one rank's part of each global batch; knows its rank and what it is told, and decides nothing.
 
     A worker that is `joining` others at work begins without a word to them: what they hold comes by `load`.
     """
 
     def __init__(self, job: Job, comm: Comm, device: torch.device, loader_threads: int, joining: bool = False) -> None:
-        self.job, self.device, self.threads = job, device, loader_threads
+        self.job, self.threads = job, loader_threads
         torch.manual_seed(job.seed)
         model = build(job.arch, job.channels, job.n_classes).to(device)
         model.load_state_dict(model.state_dict() | {name: torch.tensor(array) for name, array in job.weights.items()})
@@ -95,7 +95,8 @@ class Worker:
         groups = (no_decay_groups if job.decay_weights_only else plain_groups)(model, splitter)
         self.reducer = GradientSum([p for group in groups for p in group["params"]], comm, extra=len(NAMES))
         self.results = RankResults(self.reducer)
-        self.learner = RankLearner(model, None, cbs=[*callbacks(job, device), self.results], splitter=splitter)
+        cbs = [*callbacks(job, device), self.results]
+        super().__init__(RankLearner(model, None, cbs=cbs, splitter=splitter), self.reducer, device)
         self.learner.label_smoothing = job.label_smoothing
         self.learner.class_weights = torch.tensor(job.class_weights) if job.class_weights else None
         self.learner("before_fit")
@@ -160,15 +161,8 @@ class Worker:
         self.started, self.waited = time.perf_counter(), self.comm.seconds
         self.learner.epoch, self.learner.global_step = chunk.epoch, chunk.step
         self.results.reset()
-        self._turn_to(chunk.train)
+        self.turn_to(chunk.train)
         self.learner.take_kept()  # what a chunk that came to no end has left
-
-    def _turn_to(self, training: bool) -> None:
-        "Go over between training and validation, which callbacks hear of: one may put other weights in place."
-        if self.learner.model.training != training:
-            self.learner("cleanup_epoch")
-            self.learner.model.training = training
-            self.learner("before_epoch")
 
     def _batch(self, batch: Readable, part: LocalPart, hypers: dict[str, float]) -> None:
         "One global batch, of which `batch` has this rank's samples, and behind them those they are mixed with."
@@ -265,48 +259,6 @@ class Worker:
         data.close()
         return found
 
-    def _states(self) -> list[dict[str, Tensor]]:
-        "All that training changes, as training sees it: the model, the optimizer, and what callbacks keep."
-        self._turn_to(True)
-        kept = [cb.state_dict() for cb in self.learner.cbs]
-        return [self.learner.model.state_dict(), self.learner.opt.state_dict(), *kept]
-
-    def snapshot(self) -> dict[str, np.ndarray]:
-        "A copy of all that training changes, by names that say whose it is."
-        states = enumerate(self._states())
-        return {f"{n}/{name}": t.cpu().numpy().copy() for n, state in states for name, t in state.items()}
-
-    def load(self, snapshot: dict[str, np.ndarray]) -> None:
-        "Take over what `snapshot` of another worker, or of this one at another time, gave."
-        states: list[dict[str, Tensor]] = [{} for _ in self._states()]
-        for full_name, array in snapshot.items():
-            number, _, name = full_name.partition("/")
-            if number not in map(str, range(len(states))):
-                raise UserError(f"{full_name!r} is nothing that this model and these options have a place for")
-            states[int(number)][name] = torch.from_numpy(array.copy()).to(self.device)
-        refuse_misfits(self._states(), states)
-        model, opt, *kept = states
-        self.learner.model.load_state_dict(model)
-        self.learner.opt.load_state_dict(opt)
-        for cb, state in zip(self.learner.cbs, kept, strict=True):
-            cb.load_state_dict(state)
-        self.reducer.reset()
-
-    def checksums(self) -> dict[str, str]:
-        "Of each tensor that training changes, by the names that `snapshot` gives them."
-        named = ((f"{n}/{name}", t) for n, state in enumerate(self._states()) for name, t in sorted(state.items()))
-        return {name: f"{zlib.crc32(tensor.cpu().numpy().tobytes()):08x}" for name, tensor in named}
-
-    def fingerprint(self) -> str:
-        "A checksum of all bits that training changes: equal on all ranks, or something is wrong."
-        return f"{zlib.crc32(str(self.checksums()).encode()):08x}"
-
-    def state(self) -> dict[str, np.ndarray]:
-        "A copy by name of the model's tensors, averaged ones where there are."
-        averages = [cb.average for cb in self.learner.cbs if isinstance(cb, EMA)]
-        tensors = averages[0] if averages else self.learner.model.state_dict()
-        return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
-
     def samples(self, n: int) -> tuple[np.ndarray, list[int]]:
         "The first `n` training images as the model sees them in step 0, bytes (n, size, size, channels), and classes."
         inputs, targets = self._first_images(self.learner.model, n, torch.device("cpu"))
@@ -325,18 +277,3 @@ class Worker:
         "End the loaders' threads and leave the group."
         self.data.close()
         self.comm.close()
-
-
-def refuse_misfits(own: list[dict[str, Tensor]], given: list[dict[str, Tensor]]) -> None:
-    """Raise UserError unless `given` are states such as `own`, those of the model, the optimizer and the callbacks.
-
-    The same names, shapes and types, but for the optimizer's: it has none before its first step, and checks the shapes.
-    """
-    for number, (ours, theirs) in enumerate(zip(own, given, strict=True)):
-        if number == 1:
-            misfits = [name for name, t in theirs.items() if t.dim() and not t.is_floating_point()]
-        else:
-            kinds = [{name: (t.shape, t.dtype) for name, t in state.items()} for state in (ours, theirs)]
-            misfits = sorted(name for name, _ in kinds[0].items() ^ kinds[1].items())
-        if misfits:
-            raise UserError(f"{misfits[0]!r} is missing, unknown, or of another shape or type than this run's")
