@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("accuracy", "data_path", "parameter", "shapes")
+NAMES = ("accuracy", "chaos", "data_path", "parameter", "shapes")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = (
     "# Results\n\nWritten by `python -m benchmarks [NAME ...]`; each section says on what and when it was measured.\n"

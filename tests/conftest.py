@@ -102,6 +102,16 @@ def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory
         gang.close()
 
 
+@pytest.fixture(scope="session")
+def user_environment() -> dict[str, str]:
+    "The environment of a user who has no Ray running and never trained here."
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "GLOO_", "NCCL_")) and name not in ("RANK", "WORLD_SIZE")
+    }
+
+
 @pytest.fixture
 def local_gang(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     "A factory of LocalGangs: `local_gang(job)`; afterwards the process is as it was before."

@@ -135,6 +135,17 @@ def test_two_hundred_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_jo
     soak(gang, fault_plan, chaos_job, 200, seed=2)
 
 
+@pytest.mark.slow
+def test_a_kill_at_each_step_of_a_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    gang.start(chaos_job, 3)
+    wanted = drive(gang, 5)
+    for step in range(5 * STEPS):
+        gang.start(chaos_job, 3)
+        fault_plan.write([Fault(step % 3, step, PHASES[step % 5], "SIGKILL")])
+        assert drive(gang, 5) == wanted, f"killed at step {step}"
+        assert fault_plan.fired() == 1
+
+
 def test_all_at_once_leave_nothing(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
     gang.start(chaos_job, 3)
     fault_plan.write([Fault(rank, 3, "backward", "SIGKILL") for rank in range(3)])
