@@ -222,7 +222,8 @@ def peer(module: str, launcher: list[str]) -> list[PeerOutcome]:
     "One run in which rank 1 is killed in the middle of several epochs."
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "MASTER_"))}
     clean |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    with tempfile.TemporaryDirectory() as name, open(Path(name, "output"), "w") as output:
+    clean["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or gloo finds the addresses of the dead ones in the store
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, open(Path(name, "output"), "w") as output:
         folder = Path(name)
         command = [sys.executable, *(["-m", *launcher] if launcher else ["-m"]), f"benchmarks.peers.{module}", name]
         with subprocess.Popen(command, env=clean, stdout=output, stderr=subprocess.STDOUT) as process:
@@ -288,7 +289,9 @@ and has the state; until a new step is reported.
 {ours()}
 
 The peers on the same fault (killed), with a checkpoint after each of {EPOCHS} epochs, and data that lies in memory:
-{PEER_RUNS} runs of {PEER_FAULTS} faults each. All of their workers begin again at the newest checkpoint.
+{PEER_RUNS} runs of {PEER_FAULTS} faults each. All of their workers begin again at the newest checkpoint. torchrun is
+given TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it, torch 2.13's restarted workers meet in the store of those before
+them, read addresses that are gone, fail until --max-restarts is used up, and then hang.
 
 {peers()}
 """
