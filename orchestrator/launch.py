@@ -23,9 +23,11 @@ def run(config: Config) -> dict[str, Any]:
     from orchestrator.summary import conclude
 
     seen: list[Failure] = []
+    again = config
     while True:
         try:
-            with open_session(config) as session:
+            with open_session(again) as session:
+                again = replace(config, resume=str(session.folder.path), autoresume=False)
                 row = fit(session)
             break
         except NoneLeft as lost:
@@ -33,7 +35,6 @@ def run(config: Config) -> dict[str, Any]:
                 raise
             seen += lost.failures
             print(f"{lost}\nno worker is left: all begin again at the newest checkpoint\n", file=sys.stderr, flush=True)
-            config = replace(config, resume=str(session.folder.path), autoresume=False)
     conclude(config, session.folder, row, len(session.tracker.bad_images))
     return row
 

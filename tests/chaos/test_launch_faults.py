@@ -35,15 +35,15 @@ class Launch:
         )  # fmt: skip
         self.out, self.segments = "", set[str]()
 
-    def until_epoch(self, number: int) -> None:
-        "Return as soon as the row of that epoch is printed, in the midst of the next one."
+    def until_row(self, first: object) -> None:
+        "Return as soon as the row of that epoch is printed, in the midst of the next one; `epoch` is the table's head."
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.out += line
-            if line.startswith(f"{number} "):
+            if line.startswith(f"{first} "):
                 self.segments = set().union(*map(shared_memory, processes(self.process.pid)))
                 return
-        pytest.fail(f"there was no epoch {number}:\n{self.out}{self.process.communicate()[1]}")
+        pytest.fail(f"there was no row {first}:\n{self.out}{self.process.communicate()[1]}")
 
     def end(self) -> tuple[int, str]:
         "Wait for the end; the exit code and the errors."
@@ -122,7 +122,7 @@ def undisturbed(start, tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 def test_a_killed_worker_is_a_line_on_the_terminal(start, undisturbed: Launch, tmp_path: Path) -> None:
     launch = start(tmp_path, "--cpus", "3")
-    launch.until_epoch(3)
+    launch.until_row(3)
     killed = launch.workers()[1]
     os.kill(killed, signal.SIGKILL)
     assert launch.end() == (0, "")
@@ -134,9 +134,11 @@ def test_a_killed_worker_is_a_line_on_the_terminal(start, undisturbed: Launch, t
     launch.assert_nothing_is_left()
 
 
-def test_all_killed_at_once_begin_again_at_the_newest_checkpoint(start, undisturbed: Launch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("row", [3, pytest.param("epoch", marks=pytest.mark.slow)])
+def test_all_killed_at_once_begin_again_at_the_newest_checkpoint(start, undisturbed, tmp_path: Path, row) -> None:
+    "Or at the start, where there is none."
     launch = start(tmp_path, "--cpus", "3")
-    launch.until_epoch(3)
+    launch.until_row(row)
     for pid in launch.workers():
         os.kill(pid, signal.SIGKILL)
     code, err = launch.end()
@@ -150,13 +152,13 @@ def test_all_killed_at_once_begin_again_at_the_newest_checkpoint(start, undistur
 def test_a_killed_driver_then_a_preemption(start, undisturbed: Launch, tmp_path: Path) -> None:
     "The same command with --autoresume goes on after each."
     first = start(tmp_path, "--cpus", "3", "--autoresume")
-    first.until_epoch(3)
+    first.until_row(3)
     workers = first.workers()
     first.process.kill()
     assert first.end()[0] == -signal.SIGKILL
     assert wait_until_gone(lambda: processes(first.process.pid).keys() & workers, 10) == set()
     second = start(tmp_path, "--cpus", "3", "--autoresume")
-    second.until_epoch(6)
+    second.until_row(6)
     second.process.terminate()
     code, err = second.end()
     assert code == 143 and "go on with the same command and --resume last" in err
@@ -171,7 +173,7 @@ def test_a_killed_driver_then_a_preemption(start, undisturbed: Launch, tmp_path:
 @pytest.mark.slow
 def test_any_number_of_workers_goes_on_with_a_run_of_two(start, tmp_path: Path) -> None:
     whole, begun = start(tmp_path / "whole", "--cpus", "2"), start(tmp_path / "begun", "--cpus", "2")
-    begun.until_epoch(2)
+    begun.until_row(2)
     begun.process.terminate()
     assert begun.end()[0] == 143
     assert whole.end() == (0, "")

@@ -1,6 +1,8 @@
 "Whatever befalls a worker, wherever in a step: the run goes on, and is bit for bit the one that nothing befell."
 
+import os
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,6 +110,24 @@ def test_two_at_once(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: R
     gang.start(chaos_job, 3)
     fault_plan.write([Fault(0, 4, "forward", "SIGKILL"), Fault(2, 4, "update", "SIGKILL")])
     assert drive(gang) == healthy
+
+
+@pytest.mark.parametrize("phase", ["_replace", "_regroup", "_hand_over"])
+def test_a_survivor_dies_in_the_recovery(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    gang.start(chaos_job, 3)
+    fault_plan.write([Fault(0, 4, "backward", "SIGKILL")])
+    go_on, survivor = getattr(gang, phase), [gang.places[2].pid]
+
+    def kill_and_go_on(*args: Any) -> Any:
+        while survivor:
+            os.kill(survivor.pop(), signal.SIGKILL)
+        return go_on(*args)
+
+    monkeypatch.setattr(gang, phase, kill_and_go_on)
+    assert drive(gang) == healthy
+    assert not survivor
 
 
 def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> None:
