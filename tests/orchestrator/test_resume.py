@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import orchestrator.driver
 import orchestrator.fit
 import tests.results
+from cluster.faults import Failure, NoneLeft
+from cluster.gang import LocalGang
 from orchestrator.launch import main
 
 OPTIONS = ["--epochs", "3", "--batch-size", "8", "--size", "16", "--arch", "simple_cnn_bn", "--momentum", "0.9",
@@ -101,6 +104,23 @@ def test_a_broken_checkpoint_is_passed_over(data, uninterrupted, tmp_path, monke
     newest.write_bytes(newest.read_bytes()[:-1])
     assert launch(data, tmp_path, "--resume", "last") == 0
     assert "step_5 can't be used" in capsys.readouterr().out
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
+        assert launch(data, tmp_path) == 130
+    call, deaths = LocalGang.call, [NoneLeft([Failure(0, "host", 7, "died", "gone")])]
+
+    def die_once(gang: LocalGang, method: str, *args: Any) -> Any:
+        if method == "load" and deaths:
+            raise deaths.pop()
+        return call(gang, method, *args)
+
+    monkeypatch.setattr(LocalGang, "call", die_once)
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert "all begin again at the newest checkpoint" in capsys.readouterr().err
     assert_same(tmp_path, uninterrupted)
 
 
