@@ -270,7 +270,7 @@ def peers() -> str:
             faults = [fault for _ in range(PEER_RUNS) for fault in peer(module, launcher)]
             lines.append(
                 f"| {name} | {spread([fault.any_step for fault in faults])} "
-                f"| {spread([fault.new_step for fault in faults])} | {median(f.repeated for f in faults):g} |"
+                f"| {spread([fault.new_step for fault in faults])} | {sorted(f.repeated for f in faults)} |"
             )
     if missing:
         lines.append(f"\nNot installed here, so not measured (`pip install '.[peers]'`): {', '.join(missing)}.")
@@ -289,9 +289,9 @@ and has the state; until a new step is reported.
 {ours()}
 
 The peers on the same fault (killed), with a checkpoint after each of {EPOCHS} epochs, and data that lies in memory:
-{PEER_RUNS} runs of {PEER_FAULTS} faults each. All of their workers begin again at the newest checkpoint. torchrun is
-given TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it, torch 2.13's restarted workers meet in the store of those before
-them, read addresses that are gone, fail until --max-restarts is used up, and then hang.
+{PEER_RUNS} runs of {PEER_FAULTS} faults each. All of their workers begin again at the newest checkpoint they know of.
+torchrun is given TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it, torch 2.13's restarted workers meet in the store of
+those before them, read addresses that are gone, fail until --max-restarts is used up, and then hang.
 
 {peers()}
 """
