@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 NAMES = (
-    "data_path", "decoding", "driver", "epoch", "optimizer", "parameter", "scaling", "shapes", "startup", "step",
-    "store",
+    "chaos", "data_path", "decoding", "driver", "epoch", "optimizer", "parameter", "scaling", "shapes", "startup",
+    "step", "store",
 )  # fmt: skip
 LONG = ("accuracy", "imagenette")  # an hour; only when named
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)
-MEETING = timedelta(seconds=30)  # for all ranks to be there; they are told at the same time, when all are up
+MEETING = 30.0  # seconds for all ranks to be there; they are told at the same time, when all are up
+CALLED_OFF = "called off"  # the key under which the driver says so of a meeting
 
 
 class PeerLost(Exception):
@@ -106,6 +107,21 @@ class Store:
         "Leave something for a rank to read."
         self._store.set(key, value)
 
+    def call_off(self, group: str) -> None:
+        "Let no rank wait any more for all of that group to be there: one will never come."
+        self.write(f"{group}/{CALLED_OFF}", "1")
+
+
+def _meet(store: dist.Store, keys: list[str]) -> None:
+    "Wait until all these are written; RuntimeError if they never will be."
+    deadline = time.monotonic() + MEETING
+    while not store.check(keys):
+        if store.check([CALLED_OFF]):
+            raise RuntimeError("the meeting is called off")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not all ranks were there within {MEETING:g} s")
+        time.sleep(0.005)
+
 
 class StoreClient:
     "A rank's own line to the Store, which a thread of its own may use. Raises PeerLost if the store is gone."
@@ -137,7 +153,7 @@ class Group:
         named = dist.PrefixStore(meeting.group, store)
         named.set(f"here/{rank}", "")
         # before gloo's own meeting, from which nothing could free a rank if another one never came
-        self._wait(lambda: named.wait([f"here/{other}" for other in range(world_size)], MEETING))
+        self._wait(lambda: _meet(named, [f"here/{other}" for other in range(world_size)]))
         self._wait(
             lambda: dist.init_process_group(backend, store=named, rank=rank, world_size=world_size, timeout=TIMEOUT)
         )

@@ -25,6 +25,7 @@ PREFIX = "orchestrator-ray-"
 ANSWER_TIMEOUT = 5.0  # seconds
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings of ours
 STRANGER = "import sys, ray._raylet as ray; ray.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
+LONGEST_SOCKET = "4194304-abcdefgh/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of a run
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -185,9 +186,9 @@ def has_token() -> bool:
 
 
 def short_temporary_folder() -> str:
-    "Where Ray's sockets may lie: their paths must stay under 107 bytes, which a long TMPDIR would break."
+    "Where Ray's sockets may lie: their paths have 107 bytes at most, which all but the shortest TMPDIR would break."
     folder = tempfile.gettempdir()
-    return folder if len(folder) <= 24 else "/tmp"
+    return folder if len(f"{folder}/{PREFIX}{LONGEST_SOCKET}") <= 107 else "/tmp"
 
 
 def remove_stale_folders() -> None:

@@ -171,6 +171,7 @@ class RayGang:
                 result, fine = self._result(rank, ref), not failed(results)
                 results[rank] = result
                 if fine and isinstance(result, Failure):  # from now on, those that wait for it count as deserted
+                    self.store.call_off(f"{self.generation}")
                     self.watch.expect(self.seated[rank].name for rank in pending.values())
             if not done:
                 self._end_hung(pending.values(), bool(failed(results)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,16 @@ class Stopped(Exception):
     def __init__(self, place: Place, cause: UserError | None = None) -> None:
         super().__init__()
         self.place, self.cause = place, cause
+
+
+@contextmanager
+def standing_at(place: Place) -> Iterator[None]:
+    "Whatever stops the run herein, it stands at `place`: what is done here comes to nothing, or is done by then."
+    try:
+        yield
+    except (Stopped, WorkersFailed) as ended:
+        cause = ended.cause if isinstance(ended, Stopped) else ended
+        raise Stopped(place, cause) from cause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,16 +231,16 @@ def train(
     tracker.start(plan.epochs * each, place.epoch * each + place.batch)
     paces = {True: Pace(), False: Pace()}
     for epoch in range(place.epoch, plan.epochs):
-        gang.grow()
         here = place if epoch == place.epoch else Place(epoch)
+        with standing_at(here):
+            gang.grow()
         learned = one_pass(plan, gang, tracker, True, here, paces[True], stop)
-        try:
+        with standing_at(Place(epoch, plan.train_batches, learned)):
             fingerprint(gang, f"after epoch {epoch}")
             measured = one_pass(plan, gang, tracker, False, Place(epoch), paces[False], stop)
-        except (Stopped, WorkersFailed) as ended:
-            cause = ended.cause if isinstance(ended, Stopped) else ended
-            raise Stopped(Place(epoch, plan.train_batches, learned), cause) from cause
         step = (epoch + 1) * plan.train_batches - 1
         row = tracker.epoch(epoch, step, plan.hypers(step)["lr"], learned, measured)
-        if not on_epoch(row):
+        with standing_at(Place(epoch + 1)):
+            go_on = on_epoch(row)
+        if not go_on:
             break

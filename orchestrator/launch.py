@@ -20,19 +20,18 @@ def run(config: Config) -> dict[str, Any]:
     from learner.errors import UserError
     from orchestrator.build import tolerance
     from orchestrator.fit import fit
-    from orchestrator.session import Session, open_session
+    from orchestrator.session import open_session
     from orchestrator.summary import conclude
 
     seen, rollbacks = list[Failure](), 0
+    again = config
     while True:
-        session: Session | None = None
         try:
-            with open_session(config) as session:
+            with open_session(again) as session:
+                again = replace(config, resume=str(session.folder.path), autoresume=False)
                 row = fit(session)
             break
         except UserError as error:
-            if session is None:
-                raise
             if config.on_nan == "rollback" and not_finite(error) and rollbacks < config.max_restarts:
                 rollbacks, what = rollbacks + 1, "back to the last epoch, at half the rate"
             elif isinstance(error, NoneLeft) and verdict(error.failures, seen, tolerance(config)) is None:
@@ -40,7 +39,6 @@ def run(config: Config) -> dict[str, Any]:
             else:
                 raise
             print(f"{error}\n{what}\n", file=sys.stderr, flush=True)
-            config = replace(config, resume=str(session.folder.path), autoresume=False)
     conclude(config, session.folder, row, len(session.tracker.bad_images))
     return row
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from learner.errors import UsageError
 
+ASIDE = re.compile(r"\..+\.\d+")  # .NAME.PID: where this and cluster/checkpoint.py write what is to be NAME
 HISTORY = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "images_per_second", "seconds")
 
 
@@ -35,6 +37,11 @@ class RunFolder:
             raise UsageError(
                 f"the run directory {parent} can't be written: {error.strerror}; name another with --runs DIR"
             ) from error
+
+    def sweep(self) -> None:
+        "Remove what a driver that was killed had not finished writing."
+        for path in [path for path in self.path.rglob(".*") if ASIDE.fullmatch(path.name)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def write_history(self, rows: Sequence[Mapping[str, float | int]]) -> None:
         "Begin history.csv anew with these rows."

@@ -121,6 +121,7 @@ def open_session(config: Config) -> Iterator[Session]:
     if started_from:
         print(started_from, end="\n\n")
     if run:
+        folder.sweep()
         folder.write_history(standing.rows)
         print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
     tracker = Tracker(folder, Terminal(), (checkpoint.step if checkpoint else 0) if run else None)

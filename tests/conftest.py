@@ -94,12 +94,22 @@ def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory
     from cluster.ray_gang import RayGang
 
     own_ray().cloudpickle.register_pickle_by_value(tests.chaos.injector)
-    process = type("Process", (tests.chaos.injector.FaultyProcess,), {"folder": fault_plan.folder})
+    process = type("WorkerProcess", (tests.chaos.injector.FaultyProcess,), {"folder": fault_plan.folder})
     with patch.object(cluster.crew, "WorkerProcess", process):
         workers = cluster.crew.Workers(3, 0.0, "gloo")
         gang = RayGang(job, workers, tmp_path_factory.mktemp("logs"), Tolerance(spares=1))
         yield gang
         gang.close()
+
+
+@pytest.fixture(scope="session")
+def user_environment() -> dict[str, str]:
+    "The environment of a user who has no Ray running and never trained here."
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "GLOO_", "NCCL_")) and name not in ("RANK", "WORLD_SIZE")
+    }
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 "Whatever befalls a worker, wherever in a step: the run goes on, and is bit for bit the one that nothing befell."
 
+import os
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,6 +112,24 @@ def test_two_at_once(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: R
     assert drive(gang) == healthy
 
 
+@pytest.mark.parametrize("phase", ["_replace", "_regroup", "_hand_over"])
+def test_a_survivor_dies_in_the_recovery(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    gang.start(chaos_job, 3)
+    fault_plan.write([Fault(0, 4, "backward", "SIGKILL")])
+    go_on, survivor = getattr(gang, phase), [gang.places[2].pid]
+
+    def kill_and_go_on(*args: Any) -> Any:
+        while survivor:
+            os.kill(survivor.pop(), signal.SIGKILL)
+        return go_on(*args)
+
+    monkeypatch.setattr(gang, phase, kill_and_go_on)
+    assert drive(gang) == healthy
+    assert not survivor
+
+
 def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> None:
     "A run in which every epoch has faults of any kind at any place."
     rng, epochs = random.Random(seed), faults // 2
@@ -133,6 +153,17 @@ def test_a_few_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job
 @pytest.mark.slow
 def test_two_hundred_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
     soak(gang, fault_plan, chaos_job, 200, seed=2)
+
+
+@pytest.mark.slow
+def test_a_kill_at_each_step_of_a_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    gang.start(chaos_job, 3)
+    wanted = drive(gang, 5)
+    for step in range(5 * STEPS):
+        gang.start(chaos_job, 3)
+        fault_plan.write([Fault(step % 3, step, PHASES[step % 5], "SIGKILL")])
+        assert drive(gang, 5) == wanted, f"killed at step {step}"
+        assert fault_plan.fired() == 1
 
 
 def test_all_at_once_leave_nothing(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:

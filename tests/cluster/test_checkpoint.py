@@ -143,6 +143,35 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch) -> None:
         checkpoints.load(2)
 
 
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_disk_that_fails_at_any_call_leaves_a_sound_checkpoint(tmp_path, monkeypatch, call) -> None:
+    "And the next one is written, once the disk is well again."
+    real, calls = getattr(os, call), 0
+    for failing in range(1, 10):
+        checkpoints, calls = Checkpoints(tmp_path / f"{failing}", keep=1), 0
+        checkpoints.save(1, TENSORS, {})
+
+        def flaky(*args: object, failing: int = failing) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == failing:
+                raise OSError(5, "Input/output error")
+            real(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, flaky)
+            try:
+                checkpoints.save(2, TENSORS, {})
+            except OSError:
+                assert checkpoints.newest()[0] is not None and not checkpoints.newest()[1]
+            else:
+                assert calls == failing - 1 > 0
+                return
+        checkpoints.save(3, TENSORS, {})
+        assert os.listdir(checkpoints.folder) == ["step_3"]
+    pytest.fail("no save got through")
+
+
 def test_meta_is_json_that_anyone_can_read(tmp_path) -> None:
     folder = Checkpoints(tmp_path).save(3, TENSORS, {"epoch": 1})
     assert json.loads((folder / "meta.json").read_text())["epoch"] == 1

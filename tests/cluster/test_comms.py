@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.comms import Solo, Store
+from cluster.comms import Group, PeerLost, Solo, Store
 
 WORLD_SIZE = 3
 MEMBER = """
@@ -55,6 +55,13 @@ def test_solo_is_the_identity(tensor: torch.Tensor) -> None:
     solo.close()
     assert torch.equal(tensor.nan_to_num(), before.nan_to_num())
     assert (solo.rank, solo.world_size, solo.seconds) == (0, 1, 0.0)
+
+
+def test_nobody_waits_for_a_rank_that_will_never_come() -> None:
+    store = Store("127.0.0.1")
+    store.call_off(store.meeting.group)
+    with pytest.raises(PeerLost, match="the meeting is called off"):
+        Group(0, 2, store.meeting, "gloo")
 
 
 @pytest.fixture(scope="module")

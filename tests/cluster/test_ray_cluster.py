@@ -79,7 +79,7 @@ def test_folders_of_dead_drivers_are_removed(tmp_path: Path, monkeypatch: pytest
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as place:
-        monkeypatch.setattr(tempfile, "tempdir", place)
+        monkeypatch.setattr("cluster.ray_cluster.short_temporary_folder", lambda: place)
         theirs, ours, other = (Path(place, name) for name in (f"{PREFIX}{dead.pid}-x", f"{PREFIX}{os.getpid()}-x", "x"))
         for folder in (theirs, ours, other):
             (folder / "session").mkdir(parents=True)
@@ -88,9 +88,9 @@ def test_folders_of_dead_drivers_are_removed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_too_much_is_refused(ray_gang: RayGang) -> None:
-    require(ray_gang.ray, {"CPU": 3}, None)
-    with pytest.raises(UsageError, match="4 CPUs are needed but this machine has 3"):
-        require(ray_gang.ray, {"CPU": 4}, None)
+    require(ray_gang.ray, {"CPU": 4}, None)
+    with pytest.raises(UsageError, match="5 CPUs are needed but this machine has 4"):
+        require(ray_gang.ray, {"CPU": 5}, None)
     with pytest.raises(UsageError, match="1 GPUs are needed but the cluster at host:1 has 0"):
         require(ray_gang.ray, {"GPU": 1}, "host:1")
 

@@ -35,16 +35,6 @@ def undisturbed() -> Iterator[None]:
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.fixture(scope="session")
-def user_environment() -> dict[str, str]:
-    "The environment of a user who has no Ray running and never trained here."
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("RAY_", "GLOO_", "NCCL_")) and name not in ("RANK", "WORLD_SIZE")
-    }
-
-
 @pytest.fixture
 def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     "Run `python -m orchestrator.launch` with these arguments in this process: `here('--epochs', 0)`."

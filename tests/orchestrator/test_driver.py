@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.faults import Failure, WorkersFailed
 from cluster.messages import Chunk, Report
 from learner.errors import UserError
 from orchestrator.driver import Pace, Place, Plan, Replicas, Stopped, fingerprint, one_pass, train
@@ -171,6 +172,18 @@ def test_replicas_that_differ_end_the_run() -> None:
     with pytest.raises(Replicas, match=r"after epoch 0, first in bias: ranks \[1, 3\]"):
         train(PLAN, gang, FakeTracker())  # type: ignore[arg-type]
     assert fingerprint(FakeGang(PLAN), "now") == "aa"  # type: ignore[arg-type]
+
+
+def test_workers_that_fail_for_good_between_passes_leave_the_run_where_it_stands() -> None:
+    def fail(*_: object) -> bool:
+        raise WorkersFailed([Failure(1, "host", 7, "died", "gone")])
+
+    growing, gang = FakeGang(PLAN), FakeGang(PLAN)
+    growing.grow = fail  # type: ignore[method-assign, assignment]
+    for stopping, on_epoch, place in ((growing, lambda row: True, Place(0)), (gang, fail, Place(1))):
+        with pytest.raises(Stopped) as caught:
+            train(PLAN, stopping, FakeTracker(), on_epoch)  # type: ignore[arg-type]
+        assert caught.value.place == place and isinstance(caught.value.cause, WorkersFailed)
 
 
 def test_fine_tuning_has_fastais_rates() -> None:

@@ -1,18 +1,20 @@
 "A run that was stopped anywhere and resumed is the run that never stopped: weights, history and TensorBoard."
 
-import csv
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import orchestrator.driver
 import orchestrator.fit
+import tests.results
+from cluster.faults import Failure, NoneLeft
+from cluster.gang import LocalGang
 from orchestrator.launch import main
 
 OPTIONS = ["--epochs", "3", "--batch-size", "8", "--size", "16", "--arch", "simple_cnn_bn", "--momentum", "0.9",
@@ -59,19 +61,6 @@ def launch(data: Path, runs: Path, *more: str) -> int:
     return main([*OPTIONS, "--data", str(data), "--runs", str(runs), "--data-dir", str(data.parent / "cache"), *more])
 
 
-def history(runs: Path) -> list[dict[str, str]]:
-    "history.csv without the columns that are measured in seconds."
-    with open(runs / "run" / "version_0" / "history.csv") as file:
-        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
-
-
-def scalars(runs: Path) -> dict[str, list[tuple[int, float]]]:
-    "All points of all curves as TensorBoard reads them, but for those about speed."
-    events = EventAccumulator(str(runs / "run" / "version_0" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "The runs folder of a run that was left alone."
@@ -81,10 +70,7 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(runs: Path, reference: Path) -> None:
-    assert history(runs) == history(reference)
-    assert scalars(runs) == scalars(reference)
-    weights = [(folder / "run" / "version_0" / "model.safetensors").read_bytes() for folder in (runs, reference)]
-    assert weights[0] == weights[1]
+    tests.results.assert_same(runs / "run" / "version_0", reference / "run" / "version_0")
 
 
 @pytest.mark.parametrize("chunks", range(CHUNKS))
@@ -93,7 +79,7 @@ def test_stopped_at_any_batch_and_resumed(chunks, data, uninterrupted, tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(chunks))
         assert launch(data, tmp_path) == 130
-    assert len(history(tmp_path)) == chunks // 5
+    assert len(tests.results.history(tmp_path / "run" / "version_0")) == chunks // 5
     assert launch(data, tmp_path, "--resume", "last") == 0
     assert os.listdir(tmp_path / "run") == ["version_0"]
     assert_same(tmp_path, uninterrupted)
@@ -118,6 +104,23 @@ def test_a_broken_checkpoint_is_passed_over(data, uninterrupted, tmp_path, monke
     newest.write_bytes(newest.read_bytes()[:-1])
     assert launch(data, tmp_path, "--resume", "last") == 0
     assert "step_5 can't be used" in capsys.readouterr().out
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
+        assert launch(data, tmp_path) == 130
+    call, deaths = LocalGang.call, [NoneLeft([Failure(0, "host", 7, "died", "gone")])]
+
+    def die_once(gang: LocalGang, method: str, *args: Any) -> Any:
+        if method == "load" and deaths:
+            raise deaths.pop()
+        return call(gang, method, *args)
+
+    monkeypatch.setattr(LocalGang, "call", die_once)
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert "all begin again at the newest checkpoint" in capsys.readouterr().err
     assert_same(tmp_path, uninterrupted)
 
 

@@ -93,6 +93,19 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     assert file.read_bytes() == b"old"
 
 
+def test_what_a_killed_driver_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "n")
+    folder.write_json("config.json", {})
+    (folder.path / ".mine").touch()
+    kept = sorted(folder.path.rglob("*"))
+    (folder.path / ".history.csv.12345").touch()
+    (folder.path / "checkpoints" / ".step_7.123").mkdir(parents=True)
+    (folder.path / "checkpoints" / ".step_7.123" / "state.safetensors").touch()
+    folder.sweep()
+    (folder.path / "checkpoints").rmdir()
+    assert sorted(folder.path.rglob("*")) == kept
+
+
 @pytest.mark.parametrize("place", ["/proc", "/sys/kernel", "a-file"])
 def test_where_nothing_can_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "a-file").touch()

@@ -1,0 +1,198 @@
+"Faults as a user of the command line meets them: the run ends as if nothing had been, and nothing is left behind."
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cluster.ray_cluster import PREFIX
+from tests.results import assert_same, history, scalars
+
+OPTIONS = ["--arch", "simple_cnn_bn", "--size", "16", "--batch-size", "8", "--epochs", "12", "--momentum", "0.9",
+           "--augment", "crop", "--lr", "0.02", "--ema", "0.9", "--cache", "off", "--name", "run"]  # fmt: skip
+
+
+class Launch:
+    "`python -m orchestrator.launch` in a session of its own, by which all its processes are known."
+
+    def __init__(self, pictures: Path, folder: Path, environment: dict[str, str], *more: str) -> None:
+        self.path, self.temporary = folder / "run" / "version_0", folder / "temporary"
+        self.temporary.mkdir(parents=True, exist_ok=True)
+        places = ["--data", f"{pictures}", "--data-dir", f"{folder / 'cache'}", "--runs", f"{folder}"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.launch", *OPTIONS, *places, *more],
+            env=environment | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.out, self.segments = "", set[str]()
+
+    def until_row(self, first: object) -> None:
+        "Return as soon as the row of that epoch is printed, in the midst of the next one; `epoch` is the table's head."
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.out += line
+            if line.startswith(f"{first} "):
+                self.segments = set().union(*map(shared_memory, processes(self.process.pid)))
+                return
+        pytest.fail(f"there was no row {first}:\n{self.out}{self.process.communicate()[1]}")
+
+    def end(self) -> tuple[int, str]:
+        "Wait for the end; the exit code and the errors."
+        out, err = self.process.communicate(timeout=120)
+        self.out += out
+        return self.process.returncode, err
+
+    def workers(self) -> list[int]:
+        "The processes that the ranks' log files name last."
+        logs = [self.path / "logs" / f"rank_{rank}.log" for rank in range(3)]
+        return [int(re.findall(r"\(pid (\d+)", log.read_text())[-1]) for log in logs]
+
+    def assert_nothing_is_left(self) -> None:
+        "No process, no shared memory, no temporary file."
+        assert wait_until_gone(lambda: processes(self.process.pid), 90) == {}
+        assert [name for name in self.segments if Path(name).exists()] == []
+        assert list(self.temporary.iterdir()) == []
+        assert list(Path("/tmp").glob(f"{PREFIX}{self.process.pid}-*")) == []
+        assert list(self.path.rglob(".*")) == []
+
+
+def processes(session: int) -> dict[int, str]:
+    "The processes of a session, zombies left out, with their names."
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().rpartition(")")
+        except OSError:
+            continue
+        state, _, _, sid = rest.split()[:4]
+        if int(sid) == session and state != "Z":
+            found[int(stat.parent.name)] = name.partition("(")[2]
+    return found
+
+
+def wait_until_gone(look, seconds: float):
+    "What `look` still finds after at most so many seconds."
+    deadline = time.monotonic() + seconds
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def shared_memory(pid: int) -> set[str]:
+    "The segments that a process has mapped and that have a name."
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/" in line and not line.endswith("(deleted)")}
+
+
+@pytest.fixture(scope="module")
+def start(pictures: Path, user_environment: dict[str, str]) -> Iterator:
+    "Start the command: `start(folder, '--cpus', '3')`; whatever the test leaves of it is killed."
+    launches = []
+
+    def begin(folder: Path, *more: str) -> Launch:
+        launches.append(Launch(pictures, folder, user_environment, *more))
+        return launches[-1]
+
+    yield begin
+    for launch in launches:
+        for pid in processes(launch.process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    "A run on three workers that nothing befell."
+    launch = start(tmp_path_factory.mktemp("undisturbed"), "--cpus", "3")
+    assert launch.end() == (0, "")
+    launch.assert_nothing_is_left()
+    return launch
+
+
+def test_a_killed_worker_is_a_line_on_the_terminal(start, undisturbed: Launch, tmp_path: Path) -> None:
+    launch = start(tmp_path, "--cpus", "3")
+    launch.until_row(3)
+    killed = launch.workers()[1]
+    os.kill(killed, signal.SIGKILL)
+    assert launch.end() == (0, "")
+    assert_same(launch.path, undisturbed.path)
+    (line,) = (launch.path / "logs" / "faults.log").read_text().splitlines()
+    told = line.split(" ", 2)[2]
+    assert f"rank 1 (host {os.uname().nodename}, pid {killed}): the worker's process died" in told
+    assert [row for row in launch.out.splitlines() if "fault" in row] == [f"fault 1: {told}"]
+    launch.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("row", [3, pytest.param("epoch", marks=pytest.mark.slow)])
+def test_all_killed_at_once_begin_again_at_the_newest_checkpoint(start, undisturbed, tmp_path: Path, row) -> None:
+    "Or at the start, where there is none."
+    launch = start(tmp_path, "--cpus", "3")
+    launch.until_row(row)
+    for pid in launch.workers():
+        os.kill(pid, signal.SIGKILL)
+    code, err = launch.end()
+    assert code == 0
+    assert err.count("no worker is left: all begin again at the newest checkpoint") == 1 and "Traceback" not in err
+    assert os.listdir(launch.path.parent) == ["version_0"]
+    assert_same(launch.path, undisturbed.path)
+    launch.assert_nothing_is_left()
+
+
+def test_a_killed_driver_then_a_preemption(start, undisturbed: Launch, tmp_path: Path) -> None:
+    "The same command with --autoresume goes on after each."
+    first = start(tmp_path, "--cpus", "3", "--autoresume")
+    first.until_row(3)
+    workers = first.workers()
+    first.process.kill()
+    assert first.end()[0] == -signal.SIGKILL
+    assert wait_until_gone(lambda: processes(first.process.pid).keys() & workers, 10) == set()
+    second = start(tmp_path, "--cpus", "3", "--autoresume")
+    second.until_row(6)
+    second.process.terminate()
+    code, err = second.end()
+    assert code == 143 and "go on with the same command and --resume last" in err
+    second.assert_nothing_is_left()
+    third = start(tmp_path, "--cpus", "3", "--autoresume")
+    assert third.end() == (0, "")
+    assert_same(third.path, undisturbed.path)
+    for launch in (third, first):
+        launch.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_goes_on_with_a_run_of_two(start, tmp_path: Path) -> None:
+    whole, begun = start(tmp_path / "whole", "--cpus", "2"), start(tmp_path / "begun", "--cpus", "2")
+    begun.until_row(2)
+    begun.process.terminate()
+    assert begun.end()[0] == 143
+    assert whole.end() == (0, "")
+    for number in (1, 2, 3):
+        shutil.copytree(tmp_path / "begun", tmp_path / f"{number}")
+        resumed = start(tmp_path / f"{number}", "--cpus", f"{number}", "--resume", "last")
+        assert resumed.end() == (0, "")
+        if number == 2:
+            assert_same(resumed.path, whole.path)
+        assert_alike(resumed.path, whole.path)
+        resumed.assert_nothing_is_left()
+
+
+def assert_alike(run: Path, reference: Path) -> None:
+    "Two runs are the same up to rounding."
+    for mine, wanted in zip(history(run), history(reference), strict=True):
+        assert [float(value) for value in mine.values()] == pytest.approx([float(v) for v in wanted.values()], rel=1e-2)
+    steps = {tag: [step for step, _ in points] for tag, points in scalars(run).items()}
+    assert steps == {tag: [step for step, _ in points] for tag, points in scalars(reference).items()}
+    weights, wanted_weights = (load_file(folder / "model.safetensors") for folder in (run, reference))
+    for name, tensor in weights.items():
+        np.testing.assert_allclose(tensor, wanted_weights[name], rtol=1e-2, atol=1e-3, err_msg=name)
