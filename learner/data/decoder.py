@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from learner.data.images import BadImage, decode
+from learner.reading import read_bytes
 
 try:
     import simplejpeg
@@ -25,6 +26,8 @@ except ImportError:
     simplejpeg = None
 
 AT_ONCE = 32  # pictures: the memory of more would no longer be in the processor's cache
+MAX_PIXELS = 2**24  # of all that are decoded at once; one picture may have more
+MAX_BYTES = 2**23  # of a file; larger ones are left to Pillow, which takes one after the other
 
 
 def decoder_version() -> str:
@@ -66,16 +69,16 @@ def _decode_fast(files: Sequence[str], out: NDArray[np.uint8]) -> set[int]:
         if jpeg := _open(row, file, out.shape[1]):
             by_shape[jpeg.height, jpeg.width].append(jpeg)
     done: set[int] = set()
-    for alike in by_shape.values():
-        for first in range(0, len(alike), AT_ONCE):
-            done |= _decode_alike(alike[first : first + AT_ONCE], out)
+    for (height, width), alike in by_shape.items():
+        at_once = max(1, min(AT_ONCE, MAX_PIXELS // (height * width)))
+        for first in range(0, len(alike), at_once):
+            done |= _decode_alike(alike[first : first + at_once], out)
     return done
 
 
 def _open(row: int, file: str, size: int) -> Jpeg | None:
     try:
-        with open(file, "rb") as stream:
-            data = stream.read()
+        data = read_bytes(file, MAX_BYTES)
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except (OSError, ValueError):
         return None

@@ -79,6 +79,7 @@ def test_a_file_of_torchvisions_weights_is_where_a_resnet_starts(small, here, tm
     "Which names those are, test_resnet.py compares with a twin in torch.nn; here they reach the workers, and stay."
     torch.manual_seed(3)
     weights = {name: tensor.clone() for name, tensor in build("resnet18", 3, 1000).state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_file(weights | {"bn1.num_batches_tracked": torch.tensor(7)}, tmp_path / "resnet18.safetensors")
     options = [*small, *TINY, "--init", tmp_path / "resnet18.safetensors", "--body-lr", "0.01"]
     ended = here(*options, "--arch", "resnet18", "--size", 32)
