@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.checkpoint import Checkpoint, Checkpoints
+from cluster.faults import WorkersFailed
 from cluster.gang import Gang
 from cluster.worker import Job
 from learner.data.files import Split
@@ -150,6 +151,8 @@ def load(gang: Gang, checkpoint: Checkpoint) -> None:
     try:
         gang.call("load", checkpoint.tensors)
     except UserError as error:
+        if isinstance(error, WorkersFailed) and error.failures[0].kind != "user":
+            raise
         raise UsageError(
             f"checkpoint {checkpoint.folder} does not fit this run: {shown(str(error))}; remove it, or leave --resume "
             "out to begin anew"
