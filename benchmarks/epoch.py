@@ -29,7 +29,7 @@ from learner.data.sources import resolve
 from learner.models import build
 from learner.optim import SGD
 
-N, EPOCHS, ROUNDS = 2400, 3, 3
+N, EPOCHS, ROUNDS = 2400, 3, 2
 PEERS = {  # name: module, what must be installed, by torchrun
     "DataLoader + DistributedDataParallel (torchrun)": ("ddp", "torch", True),
     "Accelerate (torchrun)": ("accelerated", "accelerate", True),
@@ -47,7 +47,7 @@ def subset(folder: Path) -> Path:
     "Links to `N` training images of Imagenette, and to a few to validate with."
     split = open_split(resolve(str(DATA), Path("~/.cache/orchestrator").expanduser()), 42)
     for name, labelled, n in (("train", split.train, N), ("val", split.valid, 100)):
-        for i in range(0, len(labelled), max(1, len(labelled) // n))[:n]:
+        for i in (number * len(labelled) // n for number in range(n)):  # evenly over all classes
             link = folder / name / split.vocab.classes[labelled.targets[i]] / f"{i}.JPEG"
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.realpath(labelled.files[i]))
