@@ -27,6 +27,7 @@ from cluster.ray_cluster import (
 )
 from cluster.ray_gang import RayGang
 from learner.errors import UsageError, UserError
+from tests.commands import ray_head
 
 STRANGER = """
 import ray, sys
@@ -134,25 +135,9 @@ def test_where_a_token_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def head() -> Iterator[tuple[str, dict[str, str]]]:
-    "A Ray cluster of somebody else with 2 CPUs: its address, and the environment that has its token."
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    env |= {"RAY_USAGE_STATS_ENABLED": "0"}
-    with tempfile.TemporaryDirectory(prefix="h", dir="/tmp") as place:
-        ray = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", "--head", "--port=0", "--include-dashboard=false",
-             "--num-cpus=2", f"--temp-dir={place}", "--object-store-memory=80000000", "--block"],
-            env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        found, deadline = Path(place, "ray_current_cluster"), time.monotonic() + 60
-        try:
-            while not (found.exists() and found.read_text()):
-                assert ray.poll() is None and time.monotonic() < deadline, "ray start came to nothing"
-                time.sleep(0.05)
-            yield found.read_text().strip(), env
-        finally:
-            ray.terminate()
-            ray.wait(30)
+    "A Ray cluster of somebody else: its address, and the environment that has its token."
+    with ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.urandom(32).hex()) as found:
+        yield found
 
 
 def test_a_cluster_of_others_is_joined_and_goes_on(

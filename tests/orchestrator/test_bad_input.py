@@ -193,7 +193,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.mark.parametrize("size", ["24k", "400k"])
 def test_a_disk_that_fills(there: Here, small: list[str], tiny_disk: Callable[[str], Path], size: str) -> None:
     place = tiny_disk(size)  # full with the first picture, or with the weights
-    ended = there(*small, "--runs", place, "--epochs", 2, "--arch", "simple_cnn_bn")
+    ended = there("launch", *small, "--runs", place, "--epochs", 2, "--arch", "simple_cnn_bn")
     refused(ended, 1, "No space left on device", "make room, or name another disk with --runs DIR", "history.csv")
     done = [line for line in ended.out.splitlines() if re.match(r"\d ", line)]
     history = next(place.rglob("history.csv")).read_text().splitlines()
@@ -233,7 +233,7 @@ def test_no_cluster_at_the_address(here: Here, small: list[str]) -> None:
 
 def test_a_failing_worker_is_named_first(there: Here, small: list[str], folder: Path) -> None:
     file = spoilt(folder, "empty", part="val")  # the last of all is the last rank's
-    ended = there(*small, "--data", folder, "--cpus", 2)
+    ended = there("launch", *small, "--data", folder, "--cpus", 2)
     assert ended.code == 1
     first, *rest = ended.err.splitlines()
     assert re.fullmatch(

@@ -48,7 +48,7 @@ def test_it_does_so_however_the_run_was_trained(small, here, tmp_path, options) 
 def test_two_workers_count_what_one_counts(trained, there, capsys) -> None:
     assert evaluate.main([str(trained), "--local"]) == 0
     one = capsys.readouterr().out
-    ended = there(trained, "--cpus", "2", module="orchestrator.evaluate")
+    ended = there("evaluate", trained, "--cpus", "2")
     assert (ended.code, ended.err) == (0, "")
     assert "2 CPU workers" in ended.out
     assert table(one) == table(ended.out)

@@ -59,7 +59,7 @@ def runs(there: Callable[..., Any], pictures: Path, tmp_path_factory: pytest.Tem
     folder, done = tmp_path_factory.mktemp("launch"), {}
     for name, how in (("local", ["--local"]), ("two", ["--cpus", "2"])):
         ended = there(
-            *OPTIONS.split(), *how, "--data", pictures, "--data-dir", folder, "--runs", folder, "--name", name
+            "launch", *OPTIONS.split(), *how, "--data", pictures, "--data-dir", folder, "--runs", folder, "--name", name
         )
         assert (ended.code, ended.err) == (0, "")
         done[name] = Run(ended.out, folder / name / "version_0")

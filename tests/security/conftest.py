@@ -1,51 +1,26 @@
 "What attacks share: commands run in this process or in one of their own, what a refusal looks like, a run to spoil."
 
-import importlib
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 
-
-@dataclass(frozen=True)
-class Ended:
-    "What a command left: its exit code and what it printed."
-
-    code: int
-    out: str
-    err: str
+from tests.commands import Ended, run_here, run_there, undisturbed
 
 
 @pytest.fixture(autouse=True)
-def undisturbed() -> Iterator[None]:
-    "A command run in this process changes the environment, torch's threads, signals and hooks; put them back."
-    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
-    with patch.dict(os.environ), patch.object(threading, "excepthook", threading.excepthook):
+def as_before() -> Iterator[None]:
+    "Leave this process as it was."
+    with undisturbed():
         yield
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, handler)
-
-
-def user_environment() -> dict[str, str]:
-    "The environment of a user who has no Ray running."
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "NCCL_"))}
-
-
-@pytest.fixture
-def environment() -> dict[str, str]:
-    "See `user_environment`; a copy to change."
-    return user_environment()
 
 
 Command = Callable[..., Ended]
@@ -54,26 +29,13 @@ Command = Callable[..., Ended]
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
     "Run `python -m orchestrator.NAME` with arguments in this process: `command('launch', '--epochs', 0)`."
-
-    def run(name: str, *arguments: Any) -> Ended:
-        main = importlib.import_module(f"orchestrator.{name}").main
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return Ended(code, *capsys.readouterr())
-
-    return run
+    return partial(run_here, capsys)
 
 
 @pytest.fixture
-def there(environment: dict[str, str]) -> Command:
+def there(user_environment: dict[str, str]) -> Command:
     "As `command`, in a process of its own."
-
-    def run(name: str, *arguments: Any) -> Ended:
-        line = [sys.executable, "-m", f"orchestrator.{name}", *map(str, arguments)]
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
-        return Ended(done.returncode, done.stdout, done.stderr)
-
-    return run
+    return partial(run_there, user_environment)
 
 
 @pytest.fixture
@@ -98,11 +60,11 @@ def sentence(ended: Ended, *parts: str, code: int = 2) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(pictures: Path, user_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A finished run on `pictures`, in a process of its own; tests work on copies."
     folder = tmp_path_factory.mktemp("finished")
     line = [sys.executable, "-m", "orchestrator.launch", *options(pictures, folder), "--name", "finished"]
-    subprocess.run(line, check=True, env=user_environment(), capture_output=True, timeout=120)
+    subprocess.run(line, check=True, env=user_environment, capture_output=True, timeout=120)
     return folder / "finished" / "version_0"
 
 

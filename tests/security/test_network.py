@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from cluster.ray_cluster import JoinedCluster, has_token, lets_strangers_in
 from learner.errors import UserError
+from tests.commands import ray_head
 
 
 def test_ray_runs_with_a_token_of_its_own_and_serves_no_pages(ray_gang: Any, descendants: Callable[..., Any]) -> None:
@@ -95,11 +95,11 @@ def test_a_cluster_that_was_not_joined_leaves_no_run_directory(
 
 
 def test_a_run_neither_writes_to_the_home_folder_nor_needs_one(
-    arguments: list[str], environment: dict[str, str], tmp_path: Path
+    arguments: list[str], user_environment: dict[str, str], tmp_path: Path
 ) -> None:
     "Not even root can write into /proc."
     arguments.remove("--local")
-    environment |= {"HOME": "/proc", "MPLCONFIGDIR": str(tmp_path)}
+    environment = user_environment | {"HOME": "/proc", "MPLCONFIGDIR": str(tmp_path)}
     line = [sys.executable, "-m", "orchestrator.launch", *arguments, "--cpus", "2"]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
@@ -116,27 +116,10 @@ def test_a_token_that_may_not_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="module")
-def open_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def open_head() -> Iterator[str]:
     "The address of a Ray cluster of somebody else, without a token."
-    from tempfile import TemporaryDirectory
-
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    with TemporaryDirectory(prefix="h", dir="/tmp") as place:
-        ray = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", "--head", "--port=0", "--include-dashboard=false",
-             "--num-cpus=2", f"--temp-dir={place}", "--object-store-memory=80000000", "--block"],
-            env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        found, deadline = Path(place, "ray_current_cluster"), time.monotonic() + 60
-        try:
-            while not (found.exists() and found.read_text()):
-                assert ray.poll() is None and time.monotonic() < deadline, "ray start came to nothing"
-                time.sleep(0.05)
-            yield found.read_text().strip()
-        finally:
-            ray.terminate()
-            ray.wait(30)
+    with ray_head(RAY_AUTH_MODE="disabled") as (address, _):
+        yield address
 
 
 JOIN = """
@@ -150,10 +133,10 @@ cluster.close()
 
 @pytest.mark.parametrize("settings", [{}, {"RAY_AUTH_TOKEN": "ab" * 32}, {"RAY_AUTH_MODE": "disabled"}], ids=str)
 def test_joining_a_cluster_without_a_token_says_what_is_exposed(
-    open_head: str, environment: dict[str, str], settings: dict[str, str]
+    open_head: str, user_environment: dict[str, str], settings: dict[str, str]
 ) -> None:
     "Whatever the user has set: it is the cluster that is open."
-    line, env = [sys.executable, "-c", JOIN, open_head], environment | {"HOME": "/nowhere"} | settings
+    line, env = [sys.executable, "-c", JOIN, open_head], user_environment | {"HOME": "/nowhere"} | settings
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     (warning,) = done.stdout.splitlines()
