@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from cluster.faults import not_finite
+from cluster.faults import WorkersFailed, not_finite
 from orchestrator.best import Best
 from orchestrator.driver import Place, Stopped, train
 from orchestrator.lr_finder import suggestion
@@ -60,8 +60,8 @@ def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) ->
         raise Interrupted(stop.code, f"stopped in epoch {standing.place.epoch}: {how}") from None
     if session.config.on_nan == "rollback" and not_finite(stopped.cause):
         _halve_rate(session)
-    elif tensors := session.gang.salvage():
-        session.save_checkpoint(standing, tensors)
+    elif isinstance(stopped.cause, WorkersFailed) and (tensors := session.gang.salvage()):
+        session.save_checkpoint(standing, tensors)  # where the driver found the numbers wrong, workers are beyond that
         if session.saver.finish():
             stopped.cause.add_note(f"all completed steps are saved: {GO_ON}")
     raise stopped.cause
@@ -70,7 +70,7 @@ def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) ->
 def _halve_rate(session: Session) -> None:
     "Have the newest checkpoint, to which a run goes back whose numbers went wrong, say half the rate."
     session.saver.finish()
-    if checkpoint := newest_checkpoint(session.folder.path, session.config.keep):
+    if checkpoint := newest_checkpoint(session.folder.path, begin_again=True):
         standing = Standing.of_json(checkpoint.meta)
         session.save_checkpoint(replace(standing, lr=(standing.lr or 0.0) / 2), checkpoint.tensors)
         session.saver.finish()

@@ -12,7 +12,10 @@ from cluster.checkpoint import Checkpoints
 
 
 class Saver:
-    "Writes what it is given; where the disk refuses, `warn` is told in one sentence, and training goes on."
+    """Writes what it is given, unless a number in it is not finite: nobody could go on from there.
+
+    Then, and where the disk refuses, `warn` is told in one sentence, and training goes on.
+    """
 
     def __init__(self, checkpoints: Checkpoints, warn: Callable[[str], object]) -> None:
         self.checkpoints, self.warn = checkpoints, warn
@@ -33,9 +36,18 @@ class Saver:
         self._thread.shutdown()
 
     def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
+        if spoiled := _spoiled(tensors):
+            self.warn(f"warning: no checkpoint of step {step} is written: {spoiled} is not finite; older ones are kept")
+            return False
         try:
             self.checkpoints.save(step, tensors, meta)
             return True
         except OSError as error:
             self.warn(f"warning: no checkpoint of step {step} could be written: {error}")
             return False
+
+
+def _spoiled(tensors: Mapping[str, np.ndarray]) -> str | None:
+    "The name of the first tensor with a number that is not finite."
+    floats = ((name, tensor) for name, tensor in tensors.items() if tensor.dtype.kind == "f")
+    return next((name for name, tensor in floats if not np.isfinite(tensor).all()), None)

@@ -13,6 +13,7 @@ import pytest
 from cluster.faults import NoneLeft, WorkersFailed
 from cluster.messages import Chunk, Job, Report
 from cluster.ray_gang import RayGang
+from learner.data.files import Labelled
 from tests.chaos.injector import KINDS, PHASES, Fault, Plan
 
 STEPS = 7  # in an epoch: 53 pictures in batches of 8
@@ -226,12 +227,31 @@ def test_no_fewer_than_were_asked_for(gang: RayGang, fault_plan: Plan, chaos_job
     gang.crew.bench.append(spare)
 
 
-def test_the_pictures_that_a_dead_rank_skipped_are_known(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
-    from learner.data.files import Labelled
+def test_each_notice_names_the_step_of_its_own_fault(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    gang.start(chaos_job, 3)
+    said: list[str] = []
+    gang.notice = said.append
+    fault_plan.write([Fault(0, 2, "forward", "raise"), Fault(1, 9, "forward", "SIGKILL")])
+    drive(gang)
+    assert [text.rpartition(" (")[2] for text in said] == ["after step 2)", "after step 9)"]
 
+
+@pytest.mark.parametrize("witness", ["lives", "dies too"])
+def test_the_pictures_that_a_dead_rank_skipped_are_known(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, monkeypatch: pytest.MonkeyPatch, witness: str
+) -> None:
     files = tuple("/no/such.jpg" if i % 5 == 0 else file for i, file in enumerate(chaos_job.train.files))
     mine = replace(chaos_job, train=Labelled(files, chaos_job.train.targets), skip_bad_images=True)
     gang.start(mine, 3)
     fault_plan.write([Fault(1, 5, "forward", "SIGKILL")])
+    if witness == "dies too":
+        whole, first = gang._whole, [gang.places[0].pid]
+
+        def kill_the_first(*args: Any) -> Any:
+            while first:
+                os.kill(first.pop(), signal.SIGKILL)
+            return whole(*args)
+
+        monkeypatch.setattr(gang, "_whole", kill_the_first)
     bad = [image for reports in gang.stream(chunks(True, 0, 7)) for report in reports for image in report.bad_images]
     assert len(bad) == sum(file == "/no/such.jpg" for file in files)

@@ -107,6 +107,25 @@ def test_a_broken_checkpoint_is_passed_over(data, uninterrupted, tmp_path, monke
     assert_same(tmp_path, uninterrupted)
 
 
+@pytest.mark.parametrize(("how", "code"), [(["--resume", "last"], 2), (["--autoresume"], 0)])
+def test_where_all_checkpoints_are_broken(how, code, data, uninterrupted, tmp_path, capsys) -> None:
+    "Who asks to resume is refused; who leaves it to the command is told that it begins again."
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    broken = sorted((tmp_path / "run" / "version_0" / "checkpoints").iterdir())
+    for folder in broken:
+        (folder / "meta.json").write_bytes(b"")
+    before = tests.results.history(tmp_path / "run" / "version_0")
+    assert launch(data, tmp_path, *how) == code
+    said, refused = capsys.readouterr()
+    assert len(broken) == 2 and all(f"warning: checkpoint {folder} can't be used: " in said for folder in broken)
+    if code:
+        assert "can be used; to begin anew, leave --resume out" in refused and refused.count("\n") == 1
+        assert tests.results.history(tmp_path / "run" / "version_0") == before, "nothing was touched"
+    else:
+        assert "can be used: the run begins again, at step 0" in said
+        assert_same(tmp_path, uninterrupted)
+
+
 def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
