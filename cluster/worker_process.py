@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class WorkerProcess:
             torch.cuda.set_device(device)
         comm = self._sit(seat, meeting)
         self.worker = Worker(job, comm, device, seat.threads, joining)
-        print(f"{seat} on {device}", flush=True)
+        note(f"{seat} on {device}")
 
     def rejoin(self, seat: Seat, meeting: Meeting) -> Failure | None:
         "Go on with the same Worker in another group, maybe at another rank."
@@ -72,7 +72,7 @@ class WorkerProcess:
         assert self.worker is not None
         self.worker.comm.close()
         self.worker.join(self._sit(seat, meeting))
-        print(f"{seat} goes on after step {self.worker.step}", flush=True)
+        note(f"{seat} goes on after step {self.worker.step}")
 
     def _sit(self, seat: Seat, meeting: Meeting) -> Group:
         "Log file, environment as torchrun sets it, threads, process group."
@@ -112,16 +112,21 @@ class WorkerProcess:
             step = self.worker.step
             report = self.worker.report() if running else None
         failure = Failure.of(self.rank, error, step, report)
-        print(failure.trace, file=sys.stderr, flush=True)
+        note(failure.trace)
         return failure
 
 
+def note(text: str) -> None:
+    "Write into the log, where the disk has room: a worker is worth more than its log."
+    with suppress(OSError):
+        print(text, flush=True)
+
+
 def redirect_output(log: Path) -> None:
-    "Send all that this process prints, C++ libraries included, to a file."
-    log.parent.mkdir(parents=True, exist_ok=True)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for stream in (1, 2):
-        os.dup2(target, stream)
-    os.close(target)
+    "Send all that this process prints, C++ libraries included, to a file, if the disk has room for it."
+    with suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for stream in (1, 2):
+            os.dup2(target, stream)
+        os.close(target)
