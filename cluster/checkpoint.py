@@ -134,6 +134,12 @@ def _read(entry: Entry) -> Checkpoint:
         raise UserError(f"checkpoint {folder} can't be used: {reason}") from error
 
 
+def spoiled(tensors: Mapping[str, np.ndarray]) -> str | None:
+    "The name of the first tensor with a number that is not finite."
+    floats = ((name, tensor) for name, tensor in tensors.items() if tensor.dtype.kind == "f")
+    return next((name for name, tensor in floats if not np.isfinite(tensor).all()), None)
+
+
 def memory_size() -> int:
     "Bytes of this machine's memory: a checkpoint is read as a whole."
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -36,10 +36,13 @@ class Life:
     still: float
 
 
-def start_pulse(meeting: Meeting, name: str, look: Callable[[], Sign]) -> None:
+def start_pulse(
+    meeting: Meeting, name: str, look: Callable[[], Sign], listen: Callable[[StoreClient], object] = lambda store: None
+) -> None:
     """From a thread, tell the driver's store what `look` sees; write out all stacks when the driver asks for them.
 
-    A process that can't reach the driver any more ends: nobody would ever tell it what to do, or to stop.
+    `listen` may ask the store for more. A process that can't reach the driver any more ends: nobody would ever tell it
+    what to do, or to stop.
     """
 
     def beat() -> None:
@@ -55,6 +58,7 @@ def start_pulse(meeting: Meeting, name: str, look: Callable[[], Sign]) -> None:
                     with suppress(OSError):  # a full disk
                         print("the driver asks what keeps this process; its threads are here:", file=sys.stderr)
                         faulthandler.dump_traceback(all_threads=True)
+                listen(client)
                 time.sleep(PERIOD)
         except PeerLost as error:
             with suppress(OSError):

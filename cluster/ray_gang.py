@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint import spoiled
 from cluster.comms import Store
 from cluster.crew import PLACEMENT_TIMEOUT, Crew, Member, Workers
 from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, hung, verdict
@@ -136,7 +137,7 @@ class RayGang:
                 snapshot = self.ray.get(member.actor.call.remote("snapshot"), timeout=SALVAGE)
             except self.ray.exceptions.RayError:
                 continue
-            if isinstance(snapshot, dict):
+            if isinstance(snapshot, dict) and not spoiled(snapshot):
                 return snapshot
         return None
 

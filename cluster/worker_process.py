@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cluster.comms import Group, Meeting
+from cluster.comms import Group, Meeting, StoreClient
 from cluster.faults import Failure
 from cluster.gang import Seat
 from cluster.messages import Job
@@ -36,8 +36,9 @@ class WorkerProcess:
         self.backend, self.gpu, self.log_folder = backend, gpu, log_folder
         self.rank, self.busy = -1, "starting"
         self.worker: Worker | None = None
+        self.group: Group | None = None
         self.out_of_group = True
-        start_pulse(meeting, name, self.sign)
+        start_pulse(meeting, name, self.sign, self.listen)
 
     def where(self) -> Place:
         "Where this process is."
@@ -49,6 +50,12 @@ class WorkerProcess:
         if self.busy or worker is None:
             return Sign(0, -1, self.busy)
         return Sign(worker.moves, worker.step, "communication" if worker.comm.waiting else worker.doing)
+
+    def listen(self, store: StoreClient) -> None:
+        "Wait no more in a collective of a group that the driver has called off: called by the thread of its pulse."
+        group = self.group
+        if group is not None and group.waiting and store.is_off(group.name):
+            group.let_go()
 
     def start(self, seat: Seat, job: Job, meeting: Meeting, joining: bool) -> Failure | None:
         "Take the seat and begin the job; `joining` ranks that are at it already, whose state is still to come."
@@ -80,7 +87,8 @@ class WorkerProcess:
         redirect_output(seat.log_file(Path(self.log_folder)))
         os.environ |= {**seat.environment(), "MASTER_ADDR": meeting.host, "MASTER_PORT": f"{meeting.port}"}
         torch.set_num_threads(seat.threads)
-        return Group(seat.rank, seat.world_size, meeting, self.backend)
+        self.group = Group(seat.rank, seat.world_size, meeting, self.backend)
+        return self.group
 
     def _attempt(self, start: Any) -> Failure | None:
         self.busy, self.out_of_group = "starting", False
@@ -107,8 +115,9 @@ class WorkerProcess:
     def _failure(self, error: Exception, running: bool = False) -> Failure:
         self.out_of_group = True
         step, report = -1, None
+        if self.group is not None:
+            self.group.close()
         if self.worker is not None:
-            self.worker.comm.close()
             step = self.worker.step
             report = self.worker.report() if running else None
         failure = Failure.of(self.rank, error, step, report)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.checkpoint import Checkpoints
+from cluster.checkpoint import Checkpoints, spoiled
 
 
 class Saver:
@@ -36,8 +36,8 @@ class Saver:
         self._thread.shutdown()
 
     def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
-        if spoiled := _spoiled(tensors):
-            self.warn(f"warning: no checkpoint of step {step} is written: {spoiled} is not finite; older ones are kept")
+        if name := spoiled(tensors):
+            self.warn(f"warning: no checkpoint of step {step} is written: {name} is not finite; older ones are kept")
             return False
         try:
             self.checkpoints.save(step, tensors, meta)
@@ -45,9 +45,3 @@ class Saver:
         except OSError as error:
             self.warn(f"warning: no checkpoint of step {step} could be written: {error}")
             return False
-
-
-def _spoiled(tensors: Mapping[str, np.ndarray]) -> str | None:
-    "The name of the first tensor with a number that is not finite."
-    floats = ((name, tensor) for name, tensor in tensors.items() if tensor.dtype.kind == "f")
-    return next((name for name, tensor in floats if not np.isfinite(tensor).all()), None)

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.messages import Job
 from cluster.shards import local_batch, n_batches
 from cluster.worker import Worker
-from cluster.worker_process import WorkerProcess
+from cluster.worker_process import WorkerProcess, note
 from learner.data.images import BadImage
 from learner.data.loader import epoch_order
 from learner.learner import Callback
@@ -146,7 +146,7 @@ class FaultyProcess(WorkerProcess):
         for number, fault in enumerate(plan.read()):
             here = (fault.rank, fault.step, fault.phase) == (self.rank, self.worker.step, phase)
             if here and fault.kind != "unreadable" and plan.take(number, fault.times):
-                print(f"injected: {fault}", flush=True)
+                note(f"injected: {fault}")
                 if fault.kind == "NaN":
                     spoil(self.worker, phase)
                 elif fault.kind == "full disk":

@@ -70,7 +70,7 @@ def test_numbers_that_go_wrong_end_the_run_with_all_completed_steps(
     fault_plan.write([replace(fault, step=4)])
     cause, *_ = end(gang)
     assert cause.kind == "nan" and f"at step {step} " in cause.message
-    assert cause.rank == fault.rank or "gradient" in cause.message, "a sum over all ranks says not whose it was"
+    assert cause.rank == fault.rank or fault.phase != "forward", "a sum over all ranks says not whose number it was"
     go_on(gang, chaos_job, fault_plan, step, healthy)
 
 
