@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +18,7 @@ from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)
 MEETING = 30.0  # seconds for all ranks to be there; they are told at the same time, when all are up
+UNREACHABLE = 15.0  # seconds without an answer after which a machine counts as cut off
 CALLED_OFF = "called off"  # the key under which the driver says so of a meeting
 
 
@@ -126,10 +127,20 @@ def _meet(store: dist.Store, keys: list[str]) -> None:
 
 
 class StoreClient:
-    "A rank's own line to the Store, which a thread of its own may use. Raises PeerLost if the store is gone."
+    """A rank's own line to the Store, which a thread of its own may use. Raises PeerLost if the store is gone.
+
+    Or if its machine has not answered for `UNREACHABLE` seconds; a driver that is stopped for a while still does.
+    """
 
     def __init__(self, meeting: Meeting) -> None:
+        before = connections()
         self._store = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=timedelta(seconds=10))
+        for line in handles(connections() - before):
+            with line:
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREACHABLE))
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # while it waits for an answer
+                for option, value in ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 2)):
+                    line.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def exchange(self, key: str, value: str, question: str) -> bool:
         "Write `value` under `key`, and say whether `question` was written by somebody."
@@ -162,6 +173,11 @@ def connections() -> set[int]:
     return found
 
 
+def handles(descriptors: Iterable[int]) -> list[socket.socket]:
+    "Second handles of connections."
+    return [socket.socket(fileno=os.dup(one)) for one in descriptors]
+
+
 class Group:
     """Many ranks, one process each: `backend` is nccl (a GPU a rank) or gloo (CPU; GPUs too, shared if need be).
 
@@ -183,7 +199,7 @@ class Group:
         self._wait(
             lambda: dist.init_process_group(backend, store=named, rank=rank, world_size=world_size, timeout=TIMEOUT)
         )
-        self._lines = [socket.socket(fileno=os.dup(line)) for line in connections() - before]
+        self._lines = handles(connections() - before)
         self._token = torch.zeros(1, device="cuda" if backend == "nccl" else "cpu")
 
     def sum_(self, tensor: Tensor) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from cluster.faults import WorkersFailed, not_finite
+from cluster.faults import not_finite
 from orchestrator.best import Best
-from orchestrator.driver import Place, Stopped, train
+from orchestrator.driver import Place, Spoiled, Stopped, train
 from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
 from orchestrator.session import Session
@@ -20,7 +20,7 @@ def fit(session: Session) -> dict[str, Any]:
     """Train as the session's configuration says, from where it stands; the row of the epoch whose model was saved.
 
     Asked to stop, it saves where it stands and raises Interrupted; so it does where the workers fail for good, and
-    raises WorkersFailed.
+    raises what they did.
     """
     config, standing = session.config, session.standing
     if standing.lr is None:
@@ -60,8 +60,8 @@ def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) ->
         raise Interrupted(stop.code, f"stopped in epoch {standing.place.epoch}: {how}") from None
     if session.config.on_nan == "rollback" and not_finite(stopped.cause):
         _halve_rate(session)
-    elif isinstance(stopped.cause, WorkersFailed) and (tensors := session.gang.salvage()):
-        session.save_checkpoint(standing, tensors)  # where the driver found the numbers wrong, workers are beyond that
+    elif not isinstance(stopped.cause, Spoiled) and (tensors := session.gang.salvage()):
+        session.save_checkpoint(standing, tensors)
         if session.saver.finish():
             stopped.cause.add_note(f"all completed steps are saved: {GO_ON}")
     raise stopped.cause

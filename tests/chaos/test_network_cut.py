@@ -165,7 +165,7 @@ def test_a_machine_that_is_cut_off(job: Job, tmp_path: Path, network: Network, e
         assert seen["hit"]["prints"] == seen["healthy"]["prints"] and seen["hit"]["losses"] == seen["healthy"]["losses"]
         assert seen["hit"]["steps"] == list(range(21)), "none is repeated"
         assert [rank for rank, _ in seen["failures"]] == [2] and seen["hosts"] == ["near", "near", "new"]
-        assert wait_for(lambda: not workers_in(rays[1]), 90), "what was cut off ends by itself"
+        assert wait_for(lambda: not workers_in(rays[1]), 60), "what was cut off ends by itself"
 
 
 def workers_in(ray: subprocess.Popen) -> list[int]:

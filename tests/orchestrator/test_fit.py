@@ -8,9 +8,9 @@ import pytest
 
 import orchestrator.fit
 from cluster.checkpoint import Checkpoints
-from cluster.faults import Failure, NotFinite, WorkersFailed
+from cluster.faults import Failure, WorkersFailed
 from orchestrator.config import Config
-from orchestrator.driver import Place, Stopped
+from orchestrator.driver import Place, Spoiled, Stopped
 from orchestrator.fit import fit
 from orchestrator.saver import Saver
 from orchestrator.session import open_session
@@ -37,7 +37,7 @@ def died() -> WorkersFailed:
 
 
 @pytest.mark.parametrize(
-    ("cause", "value", "saved"), [(died(), 1.0, [5]), (died(), np.nan, []), (NotFinite("the loss became nan"), 1.0, [])]
+    ("cause", "value", "saved"), [(died(), 1.0, [5]), (died(), np.nan, []), (Spoiled("the loss became nan"), 1.0, [])]
 )
 def test_only_a_sound_state_is_saved(cause, value, saved, pictures, tmp_path, monkeypatch) -> None:
     "Where the driver finds a loss that is no number, the workers' weights are spoiled, and steps ahead of it."
