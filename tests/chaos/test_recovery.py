@@ -41,8 +41,8 @@ def test_a_survivor_dies_in_the_recovery(
     assert not survivor
 
 
-def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int, kinds: tuple[str, ...] = DEADLY) -> None:
-    "A run in which every epoch has faults of any of these kinds at any place."
+def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> None:
+    "A run in which every epoch has faults of any kind at any place."
     rng, epochs = random.Random(seed), faults // 2
     gang.start(job, 3)
     fault_plan.write([])
@@ -50,16 +50,15 @@ def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int, kind
     plan = []
     for number in range(faults):
         phase = rng.choice(PHASES[:-2])  # any step has these
-        plan.append(Fault(rng.randrange(3), number * STEPS // 2 + rng.randrange(3), phase, rng.choice(kinds)))
+        plan.append(Fault(rng.randrange(3), number * STEPS // 2 + rng.randrange(3), phase, rng.choice(DEADLY)))
     gang.start(job, 3)
     fault_plan.write(plan)
     assert drive(gang, epochs) == wanted
     assert fault_plan.fired() == faults
 
 
-def test_twenty_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
-    "Of those that need no time to be noticed."
-    soak(gang, fault_plan, chaos_job, 20, 1, ("raise", "exit", "SIGKILL"))
+def test_a_few_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    soak(gang, fault_plan, chaos_job, 8, seed=1)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.worker import Worker
 from learner.data.files import open_split
 from learner.data.loader import epoch_order
 from orchestrator.tracker import Tracker
@@ -264,6 +265,15 @@ def test_a_run_directory_that_somebody_removes(
 
 def test_a_loss_that_is_no_number(here: Here, small: list[str]) -> None:
     refused(here(*small, "--lr", "1e30"), 1, "the loss became (nan|inf) at step [1-3] ", "learning rate", "lower --lr")
+
+
+def test_what_is_noticed_late_is_not_saved(
+    here: Here, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "On a GPU workers do not look before each step; the driver does when all is spoiled."
+    monkeypatch.setattr(Worker, "_refuse_nan", lambda worker, params: None)
+    refused(here(*small, "--lr", "1e30"), 1, "the loss became (nan|inf) at step [1-3] ")
+    assert list(tmp_path.rglob("history.csv")) and not list(tmp_path.rglob("step_*"))
 
 
 def test_a_rollback_halves_the_rate(here: Here, small: list[str]) -> None:

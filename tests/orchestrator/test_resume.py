@@ -15,6 +15,7 @@ import cluster.worker
 import orchestrator.driver
 import orchestrator.fit
 import tests.results
+from cluster.checkpoint import Checkpoints
 from cluster.faults import Failure, NoneLeft
 from cluster.gang import LocalGang
 from learner.errors import UserError
@@ -176,7 +177,9 @@ def test_a_driver_killed_in_each_phase_of_a_checkpoint(data, uninterrupted, tmp_
         assert code in (0, -signal.SIGKILL)
         assert launch(data, runs, "--keep", "1", "--autoresume") == 0
         assert_same(runs, uninterrupted)
-        assert len(os.listdir(runs / "run" / "version_0" / "checkpoints")) == 1, "nothing half-written is left"
+        found, broken = Checkpoints(runs / "run" / "version_0" / "checkpoints").newest()
+        assert found is not None and found.step == 9 and not broken
+        assert not list(runs.rglob(".*")), "nothing half-written is left"
         if code == 0:
             assert moment > 10
             return
