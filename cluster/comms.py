@@ -175,7 +175,11 @@ def connections() -> set[int]:
 
 def handles(descriptors: Iterable[int]) -> list[socket.socket]:
     "Second handles of connections."
-    return [socket.socket(fileno=os.dup(one)) for one in descriptors]
+    found = []
+    for one in descriptors:
+        with suppress(OSError):  # closed by another thread, such as Ray's
+            found.append(socket.socket(fileno=os.dup(one)))
+    return found
 
 
 class Group:
