@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step_N` with `state.safetensors` and `meta.json`. It is written under another name, forced to
 the disk, and renamed; the JSON has a SHA-256 over the tensors and itself. So a checkpoint that bears its name is
-complete, and one that the disk damaged later is seen and passed over. Nothing is unpickled.
+complete, and one that the disk damaged later is seen and passed over. A step that is written again is `step_N.1`, then
+`step_N.2`, and only then is the older one removed: at no moment is there none. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -27,6 +28,15 @@ from learner.reading import parse_object, read_bytes
 
 STATE, META = "state.safetensors", "meta.json"
 META_LIMIT = 2**26  # bytes
+NAME = re.compile(r"step_(0|[1-9][0-9]{0,17})(?:\.([1-9][0-9]{0,8}))?")
+
+
+class Entry(NamedTuple):
+    "A checkpoint by its name: of which step, how many were there of it before, and its folder."
+
+    step: int
+    again: int
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,13 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of `step`, in place of one that was there, then remove those that are too many.
+        """Write the checkpoint of `step`, then remove one of that step that was there, and those that are too many.
 
         Raises OSError where the disk refuses; what was there before is still there then.
         """
-        final, aside = self._path(step), self.folder / f".step_{step}.{os.getpid()}"
+        again = max((entry.again for entry in self._entries() if entry.step == step), default=-1) + 1
+        final = self.folder / (f"step_{step}.{again}" if again else f"step_{step}")
+        aside = self.folder / f".step_{step}.{os.getpid()}"
         content = save(dict(tensors))
         about = {**meta, "step": step}
         about["sha256"] = _digest(content, about)
@@ -61,54 +73,71 @@ class Checkpoints:
             _write(aside / STATE, content)
             _write(aside / META, json.dumps(about).encode())
             _sync(aside)
-            if final.exists():
-                shutil.rmtree(final)
             os.rename(aside, final)
             _sync(self.folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        self._prune()
+        self._prune(step)
         return final
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         "The newest checkpoint that is sound, or None; and a sentence about each newer one that is not."
         broken: list[str] = []
-        for step in reversed(self.steps()):
+        for entry in reversed(self._entries()):
             try:
-                return self.load(step), broken
+                return _read(entry), broken
             except UserError as error:
                 broken.append(str(error))
         return None, broken
 
     def load(self, step: int) -> Checkpoint:
-        "Read and verify one; UserError says what is wrong with it."
-        folder = self._path(step)
-        try:
-            meta = parse_object(read_bytes(folder / META, META_LIMIT))
-            content = read_bytes(folder / STATE, memory_size() // 2)
-            if meta.get("step") != step:
-                raise ValueError(f"{META} does not describe step {step}")
-            if meta.pop("sha256", None) != _digest(content, meta):
-                raise ValueError(f"{STATE} or {META} is not what was written")
-            return Checkpoint(step, load(content), meta, folder)
-        except (OSError, ValueError, SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy lacks
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"checkpoint {folder} can't be used: {reason}") from error
+        "Read and verify that of a step which was written last; UserError says what is wrong with it."
+        written = [entry for entry in self._entries() if entry.step == step]
+        return _read(written[-1] if written else Entry(step, 0, self.folder / f"step_{step}"))
 
     def steps(self) -> list[int]:
         "The steps of which there are checkpoints, sound or not, in order."
-        if not self.folder.is_dir():
-            return []
-        found = (re.fullmatch(r"step_(0|[1-9][0-9]{0,17})", name) for name in os.listdir(self.folder))
-        return sorted(int(match[1]) for match in found if match)
+        return sorted({entry.step for entry in self._entries()})
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step_{step}"
+    def _entries(self) -> list[Entry]:
+        "What bears the name of a checkpoint, the newest last."
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        found = (NAME.fullmatch(name) for name in names)
+        return sorted(Entry(int(name[1]), int(name[2] or 0), self.folder / name[0]) for name in found if name)
 
-    def _prune(self) -> None:
-        for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self._path(step), ignore_errors=True)
+    def _prune(self, step: int) -> None:
+        """Of the steps up to the one just written keep the newest `keep`, as they were written last.
+
+        Later ones are passed over as broken, or are gone by the time that the run gets there again: not to be counted.
+        """
+        newest = {entry.step: entry.folder for entry in self._entries() if entry.step <= step}
+        kept = list(newest.values())[-self.keep :]
+        for entry in self._entries():
+            if entry.step <= step and entry.folder not in kept:
+                shutil.rmtree(entry.folder, ignore_errors=True)
+
+
+def _read(entry: Entry) -> Checkpoint:
+    "Read and verify a checkpoint; UserError says what is wrong with it."
+    folder, step = entry.folder, entry.step
+    try:
+        meta = parse_object(read_bytes(folder / META, META_LIMIT))
+        content = read_bytes(folder / STATE, memory_size() // 2)
+        if meta.get("step") != step:
+            raise ValueError(f"{META} does not describe step {step}")
+        if meta.pop("sha256", None) != _digest(content, meta):
+            raise ValueError(f"{STATE} or {META} is not what was written")
+        return Checkpoint(step, load(content), meta, folder)
+    except (OSError, ValueError, SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy lacks
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"checkpoint {folder} can't be used: {reason}") from error
+
+
+def spoiled(tensors: Mapping[str, np.ndarray]) -> str | None:
+    "The name of the first tensor with a number that is not finite."
+    floats = ((name, tensor) for name, tensor in tensors.items() if tensor.dtype.kind == "f")
+    return next((name for name, tensor in floats if not np.isfinite(tensor).all()), None)
 
 
 def memory_size() -> int:

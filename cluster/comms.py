@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)
 MEETING = 30.0  # seconds for all ranks to be there; they are told at the same time, when all are up
+UNREACHABLE = 15.0  # seconds without an answer after which a machine counts as cut off
 CALLED_OFF = "called off"  # the key under which the driver says so of a meeting
 
 
@@ -124,18 +127,59 @@ def _meet(store: dist.Store, keys: list[str]) -> None:
 
 
 class StoreClient:
-    "A rank's own line to the Store, which a thread of its own may use. Raises PeerLost if the store is gone."
+    """A rank's own line to the Store, which a thread of its own may use. Raises PeerLost if the store is gone.
+
+    Or if its machine has not answered for `UNREACHABLE` seconds; a driver that is stopped for a while still does.
+    """
 
     def __init__(self, meeting: Meeting) -> None:
+        before = connections()
         self._store = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=timedelta(seconds=10))
+        for line in handles(connections() - before):
+            with line:
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREACHABLE))
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # while it waits for an answer
+                for option, value in ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 2)):
+                    line.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def exchange(self, key: str, value: str, question: str) -> bool:
         "Write `value` under `key`, and say whether `question` was written by somebody."
         try:
             self._store.set(key, value)
-            return bool(self._store.check([question]))
         except RuntimeError as error:
             raise PeerLost(f"the driver's store is gone: {error}") from error
+        return self._is_there(question)
+
+    def is_off(self, group: str) -> bool:
+        "Whether the driver has called that group off."
+        return self._is_there(f"{group}/{CALLED_OFF}")
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            return bool(self._store.check([key]))
+        except RuntimeError as error:
+            raise PeerLost(f"the driver's store is gone: {error}") from error
+
+
+def connections() -> set[int]:
+    "The descriptors of this process's connections over a network, and of no listener."
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # closed while we look
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as one:
+                    if one.family != socket.AF_UNIX and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        found.add(int(name))
+    return found
+
+
+def handles(descriptors: Iterable[int]) -> list[socket.socket]:
+    "Second handles of connections."
+    found = []
+    for one in descriptors:
+        with suppress(OSError):  # closed by another thread, such as Ray's
+            found.append(socket.socket(fileno=os.dup(one)))
+    return found
 
 
 class Group:
@@ -146,6 +190,7 @@ class Group:
 
     def __init__(self, rank: int, world_size: int, meeting: Meeting, backend: str) -> None:
         self.rank, self.world_size, self.seconds, self.waiting = rank, world_size, 0.0, False
+        self.name, self._started, self._lines = meeting.group, list[Any](), list[socket.socket]()
         if meeting.host.startswith("127."):
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
@@ -154,10 +199,11 @@ class Group:
         named.set(f"here/{rank}", "")
         # before gloo's own meeting, from which nothing could free a rank if another one never came
         self._wait(lambda: _meet(named, [f"here/{other}" for other in range(world_size)]))
+        before = connections()
         self._wait(
             lambda: dist.init_process_group(backend, store=named, rank=rank, world_size=world_size, timeout=TIMEOUT)
         )
-        self._started: list[Any] = []
+        self._lines = handles(connections() - before)
         self._token = torch.zeros(1, device="cuda" if backend == "nccl" else "cpu")
 
     def sum_(self, tensor: Tensor) -> None:
@@ -183,9 +229,21 @@ class Group:
         self.sum_(self._token)
         self._token.zero_()
 
+    def let_go(self) -> None:
+        """From another thread: have the collective that this rank waits in fail, since another will never come to it.
+
+        A process that died has closed its connections; one whose machine or network is gone has not, and gloo has no
+        way to give up. So the connections are shut here, of which `_lines` are second handles.
+        """
+        for line in self._lines:
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         "See Comm."
         self._started.clear()  # each holds the connections open, and the others would wait for this rank
+        for line in self._lines:
+            line.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 

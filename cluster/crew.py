@@ -23,12 +23,16 @@ MAX_LOST = 10  # processes that ended on the bench; one that can never start wou
 
 @dataclass(frozen=True)
 class Workers:
-    "How many workers to start and on what: `gpus_each` is below 1 where they share cards, 0 for CPU workers."
+    """How many workers to start and on what: `gpus_each` is below 1 where they share cards, 0 for CPU workers.
+
+    Where `at_least` so many will do, the others may come when there is room for them.
+    """
 
     count: int
     gpus_each: float
     backend: str
     address: str | None = None
+    at_least: int | None = None
 
 
 NOWHERE = Place("unknown", 0, "")
@@ -48,9 +52,11 @@ class Member:
 
 
 class Crew:
-    """Starts and ends processes, each in a bundle of one placement group, so that all begin or none.
+    """Starts and ends processes, each in a bundle of a placement group of Ray's.
 
-    `bench` has those that are up, or on their way, and have no seat: spares, and replacements of those that are gone.
+    Those that are needed share one, so that all of them begin or none; where fewer will do, each of the others has its
+    own, which is placed once there is room. `bench` has those that are up, or on their way, and have no seat: spares,
+    and replacements of those that are gone.
     """
 
     def __init__(self, ray: Any, workers: Workers, spares: int, meeting: Meeting, log_folder: str) -> None:
@@ -58,19 +64,22 @@ class Crew:
         self.hired, self.lost, self.why = 0, 0, ""  # why the last process that was lost on the bench ended
         self.members: list[Member] = []
         self.bench: list[Member] = []
-        self._place(workers.count + spares)
+        needed = workers.count + spares if workers.at_least is None else workers.at_least
+        self._place(needed, workers.count + spares)
 
-    def _place(self, count: int) -> None:
+    def _place(self, count: int, wanted: int) -> None:
         workers = self.workers
         bundle = {"CPU": 1.0} | ({"GPU": workers.gpus_each} if workers.gpus_each else {})
         require(self.ray, {name: amount * count for name, amount in bundle.items()}, workers.address)
-        self.group = self.ray.util.placement_group([bundle] * count, strategy="PACK")
-        if not self.group.wait(PLACEMENT_TIMEOUT):
+        group = self.ray.util.placement_group([bundle] * count, strategy="PACK")
+        if not group.wait(PLACEMENT_TIMEOUT):
             raise UserError(
                 f"{count} workers with {bundle} each found no place within {PLACEMENT_TIMEOUT:g} s; "
                 "is the cluster busy? Ask for fewer, or wait"
             )
-        for number in range(count):
+        alone = [self.ray.util.placement_group([bundle]) for _ in range(wanted - count)]
+        self.bundles = [*((group, number) for number in range(count)), *((one, 0) for one in alone)]
+        for number in range(wanted):
             self.hire(number)
 
     def hire(self, bundle: int) -> None:
@@ -79,7 +88,7 @@ class Crew:
         self.hired += 1
         actor = self.ray.remote(max_restarts=0, max_task_retries=0)(WorkerProcess)
         placed = actor.options(
-            num_cpus=1, num_gpus=workers.gpus_each, scheduling_strategy=in_bundle(self.group, bundle)
+            num_cpus=1, num_gpus=workers.gpus_each, scheduling_strategy=in_bundle(*self.bundles[bundle])
         ).remote(name, self.meeting, workers.backend, bool(workers.gpus_each), self.log_folder)
         member = Member(name, bundle, placed, placed.where.remote())
         self.members.append(member)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import getpid
 
@@ -15,6 +15,7 @@ from learner.errors import UserError
 
 PATIENCE = 10.0  # a rank that says nothing for so long is gone: its pulse comes five times a second
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
+REFUSED = ("peer", "nan", "user")  # kinds of failures after which a rank holds what it held before the step
 FACTOR = 10.0  # how many of the slowest steps so far one may last before it counts as a hang
 
 
@@ -173,6 +174,8 @@ def agree(sent: Sequence[tuple[Chunk, Results]]) -> Agreement:
     ranks = range(len(sent[0][1]))
     steps = {rank: sum(_steps(results[rank]) for _, results in sent) for rank in ranks}
     alive = [rank for rank in ranks if all(_survived(results[rank]) for _, results in sent)]
+    if not alive:  # the run will end, but what they hold can be saved
+        alive = [rank for rank in ranks if all(_survived(results[rank], REFUSED) for _, results in sent)]
     furthest = max((steps[rank] for rank in alive), default=0)
     lead = [rank for rank in alive if steps[rank] == furthest]
     found, left = Agreement(lead=lead, behind=[rank for rank in alive if rank not in lead]), furthest
@@ -200,5 +203,5 @@ def _steps(result: Report | Failure) -> int:
     return len(report.chunk.hypers) if report and report.chunk.train else 0
 
 
-def _survived(result: Report | Failure) -> bool:
-    return isinstance(result, Report) or result.kind == "peer"
+def _survived(result: Report | Failure, kinds: Collection[str] = ("peer",)) -> bool:
+    return isinstance(result, Report) or result.kind in kinds

@@ -15,6 +15,7 @@ from cluster.comms import Solo
 from cluster.messages import Chunk, Job, Report
 from cluster.worker import Worker
 from learner.data.loader import usable_cores
+from learner.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Gang(Protocol):
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
         """Run the chunks in order; for each, or part of one, the reports of the ranks that did it.
 
-        Raises WorkersFailed where a failure can't be made up for.
+        Raises WorkersFailed, or in this process UserError, where a failure can't be made up for.
         """
         ...
 
@@ -72,7 +73,7 @@ class Gang(Protocol):
         ...
 
     def salvage(self) -> dict[str, np.ndarray] | None:
-        "After WorkersFailed: the snapshot of the last completed step, if a worker is left that has it."
+        "After an error: the snapshot of the last completed step, if a worker is left that has it."
         ...
 
     def close(self) -> None:
@@ -95,7 +96,13 @@ class LocalGang:
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
         "See Gang."
         for chunk in chunks:
-            yield self.call("run", chunk)
+            try:
+                reports = self.call("run", chunk)
+            except UserError:
+                if chunk.train and (done := self.worker.report()).chunk.hypers:
+                    yield [done]
+                raise
+            yield reports
 
     def call(self, method: str, *args: Any) -> list[Any]:
         "See Gang."
@@ -109,8 +116,8 @@ class LocalGang:
         "See Gang: one is all there is."
 
     def salvage(self) -> dict[str, np.ndarray] | None:
-        "See Gang: errors come here as they are, and none is made up for."
-        return None
+        "See Gang: errors come here as they are, and none is made up for; the step that had one came to nothing."
+        return self.call_first("snapshot")
 
     def close(self) -> None:
         "See Gang."

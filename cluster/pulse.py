@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -35,10 +36,13 @@ class Life:
     still: float
 
 
-def start_pulse(meeting: Meeting, name: str, look: Callable[[], Sign]) -> None:
+def start_pulse(
+    meeting: Meeting, name: str, look: Callable[[], Sign], listen: Callable[[StoreClient], object] = lambda store: None
+) -> None:
     """From a thread, tell the driver's store what `look` sees; write out all stacks when the driver asks for them.
 
-    A process that can't reach the driver any more ends: nobody would ever tell it what to do, or to stop.
+    `listen` may ask the store for more. A process that can't reach the driver any more ends: nobody would ever tell it
+    what to do, or to stop.
     """
 
     def beat() -> None:
@@ -51,11 +55,14 @@ def start_pulse(meeting: Meeting, name: str, look: Callable[[], Sign]) -> None:
                 asked = client.exchange(_sign(name), text, _question(name))
                 if asked and not shown:
                     shown = True
-                    print("the driver asks what keeps this process; the stacks of its threads are:", file=sys.stderr)
-                    faulthandler.dump_traceback(all_threads=True)
+                    with suppress(OSError):  # a full disk
+                        print("the driver asks what keeps this process; its threads are here:", file=sys.stderr)
+                        faulthandler.dump_traceback(all_threads=True)
+                listen(client)
                 time.sleep(PERIOD)
         except PeerLost as error:
-            print(f"{error}; this process ends", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(f"{error}; this process ends", file=sys.stderr, flush=True)
             os._exit(1)
 
     threading.Thread(target=beat, name="pulse", daemon=True).start()

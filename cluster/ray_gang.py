@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint import spoiled
 from cluster.comms import Store
 from cluster.crew import PLACEMENT_TIMEOUT, Crew, Member, Workers
 from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, hung, verdict
@@ -44,7 +45,7 @@ class RayGang:
         tolerance: Tolerance | None = None,
         notice: Callable[[str], object] = print,
     ) -> None:
-        self.tolerance, self.notice = tolerance or Tolerance(), notice
+        self.tolerance, self.notice, self.at_least = tolerance or Tolerance(), notice, workers.at_least
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
         self.seated: list[Member] = []
         self.failures: list[Failure] = []
@@ -73,16 +74,13 @@ class RayGang:
         return [member.place for member in self.seated]
 
     def start(self, job: Job, world_size: int) -> None:
-        "Seat that many processes and give them a job; what they did before is forgotten."
+        "Seat that many processes, or at least those that will do, and give them a job; what they did is forgotten."
         self.job, self.wanted, self.slowest = self.ray.put(job), world_size, 0.0
         self.skips_bad_images = job.skip_bad_images
         self.failures, self.newest = [], set()
         self.crew.recall(self.seated)
         self.seated = []
-        wait = max(self.tolerance.wait, PLACEMENT_TIMEOUT)
-        self._seat(world_size, wait)
-        if len(self.seated) < world_size:
-            raise UserError(f"only {self.world_size} of {world_size} workers started in {wait:g} s{self.crew.why}")
+        self._seat_enough(world_size)
         self.seated.sort(key=lambda member: (member.place.node, member.bundle))
         if failures := self._regroup():
             raise WorkersFailed(failures)
@@ -139,7 +137,7 @@ class RayGang:
                 snapshot = self.ray.get(member.actor.call.remote("snapshot"), timeout=SALVAGE)
             except self.ray.exceptions.RayError:
                 continue
-            if isinstance(snapshot, dict):
+            if isinstance(snapshot, dict) and not spoiled(snapshot):
                 return snapshot
         return None
 
@@ -207,11 +205,21 @@ class RayGang:
 
     def _whole(self, reports: list[Report], lost: list[int]) -> list[Report]:
         "The reports of what is done, with the unreadable images that ranks which are gone could not name any more."
-        if not self.skips_bad_images:
+        if not self.skips_bad_images or not lost:
             return reports
-        first, alive = reports[0], self.seated[reports[0].rank].actor
-        found = [self.ray.get(alive.call.remote("unreadable", first.chunk, rank, self.world_size)) for rank in lost]
-        return [replace(first, bad_images=first.bad_images + [bad for each in found for bad in each]), *reports[1:]]
+        first = reports[0]
+        found = [bad for rank in lost for bad in self._unreadable([one.rank for one in reports], first.chunk, rank)]
+        return [replace(first, bad_images=first.bad_images + found), *reports[1:]]
+
+    def _unreadable(self, witnesses: Sequence[int], chunk: Chunk, lost: int) -> list[tuple[str, str]]:
+        "What the rank that is lost has left out of a chunk, as the first of the witnesses that lives finds it."
+        failures = list[Failure]()
+        for rank in witnesses:
+            answers = self._answers(self._ask("unreadable", chunk, lost, self.world_size, ranks=[rank]))
+            if not failed(answers):
+                return answers[rank]
+            failures += failed(answers)
+        raise NoneLeft(failures)  # the newest state went with them
 
     def _repair(self, failures: Sequence[Failure], lead: Sequence[int]) -> None:
         """Replace the ranks that failed, or do without, and form a group of all that agrees on the newest state.
@@ -220,8 +228,9 @@ class RayGang:
         """
         began = time.monotonic()
         self.newest = {self.seated[rank] for rank in lead}
-        told = list[str]()
+        told, step = list[str](), -1
         while failures:
+            step = max(step, *(failure.step for failure in failures))
             culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
             reason = verdict(culprits, self.failures, self.tolerance)
             self.failures += culprits
@@ -234,7 +243,6 @@ class RayGang:
             told += [f"{failure}".splitlines()[0] for failure in culprits]
             self._replace(gone, failures)
             failures = self._regroup()
-        step = max(failure.step for failure in self.failures)
         self.notice(
             f"{'; '.join(told)}. {self.world_size} workers go on with the next step, "
             f"{time.monotonic() - began:.2f} s later" + (f" (after step {step})" if step >= 0 else "")
@@ -252,6 +260,15 @@ class RayGang:
         self.seated = [member for member in seats if member is not None]
         if self.world_size < self.tolerance.min_workers:
             raise WorkersFailed(failures, f"{self.world_size} workers are fewer than --min-workers allows")
+
+    def _seat_enough(self, world_size: int) -> None:
+        "Fill that many seats, or after the time that there is for it as many as will do."
+        enough, wait = min(world_size, self.at_least or world_size), max(self.tolerance.wait, PLACEMENT_TIMEOUT)
+        if enough < world_size:
+            self._seat(world_size, self.tolerance.wait)
+        self._seat(enough, wait)
+        if self.world_size < enough:
+            raise UserError(f"only {self.world_size} of {enough} workers started in {wait:g} s{self.crew.why}")
 
     def _seat(self, world_size: int, wait: float) -> None:
         "Fill seats from the bench, as far as processes come up in so many seconds."

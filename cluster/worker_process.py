@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cluster.comms import Group, Meeting
+from cluster.comms import Group, Meeting, StoreClient
 from cluster.faults import Failure
 from cluster.gang import Seat
 from cluster.messages import Job
@@ -36,8 +36,9 @@ class WorkerProcess:
         self.backend, self.gpu, self.log_folder = backend, gpu, log_folder
         self.rank, self.busy = -1, "starting"
         self.worker: Worker | None = None
+        self.group: Group | None = None
         self.out_of_group = True
-        start_pulse(meeting, name, self.sign)
+        start_pulse(meeting, name, self.sign, self.listen)
 
     def where(self) -> Place:
         "Where this process is."
@@ -49,6 +50,12 @@ class WorkerProcess:
         if self.busy or worker is None:
             return Sign(0, -1, self.busy)
         return Sign(worker.moves, worker.step, "communication" if worker.comm.waiting else worker.doing)
+
+    def listen(self, store: StoreClient) -> None:
+        "Wait no more in a collective of a group that the driver has called off: called by the thread of its pulse."
+        group = self.group
+        if group is not None and group.waiting and store.is_off(group.name):
+            group.let_go()
 
     def start(self, seat: Seat, job: Job, meeting: Meeting, joining: bool) -> Failure | None:
         "Take the seat and begin the job; `joining` ranks that are at it already, whose state is still to come."
@@ -62,7 +69,7 @@ class WorkerProcess:
             torch.cuda.set_device(device)
         comm = self._sit(seat, meeting)
         self.worker = Worker(job, comm, device, seat.threads, joining)
-        print(f"{seat} on {device}", flush=True)
+        note(f"{seat} on {device}")
 
     def rejoin(self, seat: Seat, meeting: Meeting) -> Failure | None:
         "Go on with the same Worker in another group, maybe at another rank."
@@ -72,7 +79,7 @@ class WorkerProcess:
         assert self.worker is not None
         self.worker.comm.close()
         self.worker.join(self._sit(seat, meeting))
-        print(f"{seat} goes on after step {self.worker.step}", flush=True)
+        note(f"{seat} goes on after step {self.worker.step}")
 
     def _sit(self, seat: Seat, meeting: Meeting) -> Group:
         "Log file, environment as torchrun sets it, threads, process group."
@@ -80,7 +87,8 @@ class WorkerProcess:
         redirect_output(seat.log_file(Path(self.log_folder)))
         os.environ |= {**seat.environment(), "MASTER_ADDR": meeting.host, "MASTER_PORT": f"{meeting.port}"}
         torch.set_num_threads(seat.threads)
-        return Group(seat.rank, seat.world_size, meeting, self.backend)
+        self.group = Group(seat.rank, seat.world_size, meeting, self.backend)
+        return self.group
 
     def _attempt(self, start: Any) -> Failure | None:
         self.busy, self.out_of_group = "starting", False
@@ -107,21 +115,27 @@ class WorkerProcess:
     def _failure(self, error: Exception, running: bool = False) -> Failure:
         self.out_of_group = True
         step, report = -1, None
+        if self.group is not None:
+            self.group.close()
         if self.worker is not None:
-            self.worker.comm.close()
             step = self.worker.step
             report = self.worker.report() if running else None
         failure = Failure.of(self.rank, error, step, report)
-        print(failure.trace, file=sys.stderr, flush=True)
+        note(failure.trace)
         return failure
 
 
+def note(text: str) -> None:
+    "Write into the log, where the disk has room: a worker is worth more than its log."
+    with suppress(OSError):
+        print(text, flush=True)
+
+
 def redirect_output(log: Path) -> None:
-    "Send all that this process prints, C++ libraries included, to a file."
-    log.parent.mkdir(parents=True, exist_ok=True)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for stream in (1, 2):
-        os.dup2(target, stream)
-    os.close(target)
+    "Send all that this process prints, C++ libraries included, to a file, if the disk has room for it."
+    with suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for stream in (1, 2):
+            os.dup2(target, stream)
+        os.close(target)

@@ -161,18 +161,20 @@ def make_gang(job: Job, devices: Devices, config: Config, logs: Path, notice: Ca
     from cluster.crew import Workers
     from cluster.ray_gang import RayGang
 
-    workers = Workers(devices.count, devices.gpus_each, devices.backend, config.address)
+    workers = Workers(devices.count, devices.gpus_each, devices.backend, config.address, devices.at_least)
     gang = RayGang(job, workers, logs, tolerance(config, devices.at_least), notice)
     for warning in gang.cluster.warnings:
         print(f"warning: {warning}", flush=True)
+    if gang.world_size < devices.count:
+        print(f"{gang.world_size} of {devices.count} workers begin; others join at an epoch's start\n", flush=True)
     return gang
 
 
-def tolerance(config: Config, at_least: int = 1) -> Tolerance:
+def tolerance(config: Config, at_least: int | None = None) -> Tolerance:
     "What the run is to put up with."
     return Tolerance(
         max_restarts=config.max_restarts,
-        min_workers=max(config.min_workers, at_least),
+        min_workers=max(config.min_workers, at_least or 1),
         spares=config.spares,
         wait=config.wait_for_workers,
         hang_after=config.hang_after,

@@ -130,6 +130,7 @@ READERS = {
     "int": whole,
     "int | None": whole,
     "int | str": whole_or_word,
+    "int | str | None": whole_or_word,
     "float": number,
     "float | None": number,
     "float | str": rate,

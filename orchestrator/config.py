@@ -114,7 +114,7 @@ class Config:
     gpus: str | None = option(
         None, "a count (4), ids (0,2), a range (2:8) or all; default: all visible GPUs", WHERE, "N|IDS|MIN:MAX|all"
     )
-    cpus: int | None = option(None, "train on N CPU workers instead", WHERE, "N")
+    cpus: int | str | None = option(None, "train on N CPU workers instead, or a range (2:8)", WHERE, "N|MIN:MAX")
     local: bool = option(False, "one worker in this process, without Ray: the debugger works", WHERE)
     address: str | None = option(None, "join the Ray cluster there instead of starting one", WHERE, "HOST:PORT")
     backend: str | None = option(
@@ -125,8 +125,12 @@ class Config:
     )
 
     max_restarts: int = option(10, "how many deaths, and how many hangs, are made up for", FAULTS, "N")
-    min_workers: int = option(1, "go on with no fewer, where no replacement is to be had (see --gpus 2:8)", FAULTS, "N")
-    wait_for_workers: float = option(60.0, "how long to wait for a replacement", FAULTS, "SECONDS")
+    min_workers: int = option(
+        1, "go on with no fewer, where no replacement is to be had (as --gpus 2:8 says, too)", FAULTS, "N"
+    )
+    wait_for_workers: float = option(
+        60.0, "how long to wait for a replacement, and at the start for all of a range", FAULTS, "SECONDS"
+    )
     spares: int = option(0, "more workers, that only wait to step in at once", FAULTS, "N")
     on_nan: str = option(
         "stop",
@@ -164,7 +168,7 @@ class Config:
         self._require("split", SPLIT.fullmatch(self.split) is not None, SPLIT_RULE)
         check_labelling(self.label_regex, self.labels_csv)
         self._require("channels", self.channels in ("auto", 1, 3), "auto, 1 or 3")
-        self._require("cpus", self.cpus is None or self.cpus >= 1, "1 or more")
+        self._require("cpus", _is_count(self.cpus), "1 or more, or a range MIN:MAX such as 2:8")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "at least 0 and below 1")
         self._require("augmentation", self.augmentation is None or self.augment == "full", "left out but for full")
@@ -238,7 +242,12 @@ class Config:
 
 
 NUMBER = r"-?(\d+\.?\d*|\.\d+)"
+RANGE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")  # of how many workers
 AUGMENTATION = re.compile(rf"(\w+={NUMBER}(:{NUMBER})?(,|$))*")
+
+
+def _is_count(cpus: int | str | None) -> bool:
+    return RANGE.fullmatch(cpus) is not None if isinstance(cpus, str) else cpus is None or cpus >= 1
 
 
 def _three_momentums(text: str) -> bool:

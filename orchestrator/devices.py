@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from learner.errors import UsageError
-from orchestrator.config import Config
+from orchestrator.config import RANGE, Config
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Devices:
     """`count` workers; each has `gpus_each` of a GPU (0: a CPU slot) and talks by `backend`.
 
     `ids` are the GPUs to make visible (None: leave that as it is). `in_process`: the one worker needs no Ray.
-    A run that has lost some workers goes on with `at_least` so many.
+    A run begins, and goes on, with `at_least` so many; with None it begins with all.
     """
 
     count: int
@@ -22,12 +22,13 @@ class Devices:
     backend: str
     ids: tuple[int, ...] | None = None
     in_process: bool = False
-    at_least: int = 1
+    at_least: int | None = None
 
     def __str__(self) -> str:
         kind = "CPU" if not self.gpus_each else "GPU" if self.gpus_each == 1 else f"{self.gpus_each:.3g} GPU"
         place = "in this process" if self.in_process else f"over {self.backend}"
-        return f"{self.count} {kind} worker{'s' if self.count > 1 else ''}, {place}"
+        fewer = f"{self.at_least} to " if self.at_least not in (None, self.count) else ""
+        return f"{fewer}{self.count} {kind} worker{'s' if self.count > 1 else ''}, {place}"
 
 
 def choose(config: Config, visible: int) -> Devices:
@@ -35,6 +36,13 @@ def choose(config: Config, visible: int) -> Devices:
 
     Raises UsageError where they don't suffice or the request contradicts itself.
     """
+    devices = _choose(config, visible)
+    if config.min_workers > devices.count:
+        raise UsageError(f"--min-workers {config.min_workers} is more than there are to be: {devices.count}")
+    return devices
+
+
+def _choose(config: Config, visible: int) -> Devices:
     if config.gpus is not None and config.cpus is not None:
         raise UsageError(f"--gpus {config.gpus} and --cpus {config.cpus} exclude each other: give one of them")
     if config.cpus is not None and config.backend == "nccl":
@@ -42,9 +50,9 @@ def choose(config: Config, visible: int) -> Devices:
     if config.address is not None:
         return _remote(config)
     if config.cpus is not None or (config.gpus is None and not visible):
-        return _cpu_workers(config, config.cpus or 1)
+        return _cpu_workers(config)
     if config.gpus is not None and ":" in config.gpus:
-        low, high = _gpu_range(config)
+        low, high = _range("gpus", config.gpus)
         if visible < low:
             raise UsageError(f"--gpus {config.gpus}: {visible} GPUs are visible, fewer than {low}")
         count = min(high, visible)
@@ -61,13 +69,18 @@ def choose(config: Config, visible: int) -> Devices:
     return Devices(count, share(count, visible), config.backend or "nccl", ids, count == 1)
 
 
-def _gpu_range(config: Config) -> tuple[int, int]:
-    "The MIN and MAX of --gpus MIN:MAX."
-    found = re.fullmatch(r"(\d+):(\d+)", config.gpus or "")
+def _range(name: str, text: str) -> tuple[int, int]:
+    "The MIN and MAX of --gpus or --cpus MIN:MAX."
+    found = RANGE.fullmatch(text)
     low, high = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= low <= high:
-        raise UsageError(f"--gpus {config.gpus}: a range is MIN:MAX, such as 2:8")
+        raise UsageError(f"--{name} {text}: a range is MIN:MAX, such as 2:8")
     return low, high
+
+
+def _cpu_count(config: Config) -> tuple[int | None, int]:
+    "Of --cpus N or MIN:MAX: how few will do, where that is said, and how many there are to be."
+    return _range("cpus", config.cpus) if isinstance(config.cpus, str) else (None, config.cpus or 1)
 
 
 def share(workers: int, gpus: int) -> float:
@@ -76,11 +89,12 @@ def share(workers: int, gpus: int) -> float:
     return 10_000 // on_one / 10_000
 
 
-def _cpu_workers(config: Config, count: int) -> Devices:
+def _cpu_workers(config: Config) -> Devices:
+    low, count = _cpu_count(config)
     if config.backend == "nccl":
         raise UsageError("--backend nccl needs GPUs, and none is visible: leave the flag out to train on CPUs")
     _check_local(config, count)
-    return Devices(count, 0.0, "gloo", None, count == 1)
+    return Devices(count, 0.0, "gloo", None, count == 1, low)
 
 
 def _check_local(config: Config, count: int) -> None:
@@ -99,9 +113,10 @@ def _remote(config: Config) -> Devices:
     if config.local:
         raise UsageError("--local is one worker in this process; it can't join the cluster at --address")
     if config.cpus is not None:
-        return Devices(config.cpus, 0.0, "gloo")
+        low, high = _cpu_count(config)
+        return Devices(high, 0.0, "gloo", at_least=low)
     if config.gpus is not None and ":" in config.gpus:
-        low, high = _gpu_range(config)
+        low, high = _range("gpus", config.gpus)
         return Devices(high, 1.0, config.backend or "nccl", at_least=low)
     if config.gpus is None or not config.gpus.isdigit() or int(config.gpus) < 1:
         raise UsageError(f"--address {config.address} needs a count of workers: --gpus N or --cpus N")

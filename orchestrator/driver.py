@@ -140,6 +140,10 @@ class Pace:
         self.length = max(1, min(4 * self.length, round(self.seconds / max(each, 1e-6)), 1000))
 
 
+class Spoiled(NotFinite):
+    "The driver found numbers that are not finite: by then workers hold them, and are steps ahead."
+
+
 class Replicas(UserError):
     "Ranks that should hold the same numbers do not."
 
@@ -183,7 +187,7 @@ def one_pass(
                 refuse_nan(reports)
             elif train and (steps := spoiled_steps(reports)):
                 tracker.fault(f"steps {steps} were skipped: their loss or gradient is not finite")
-    except (WorkersFailed, NotFinite) as failed:
+    except UserError as failed:
         raise Stopped(Place(epoch, done, tally), failed) from failed
     if done < (plan.train_batches if train else plan.valid_batches):
         raise Stopped(Place(epoch, done, tally))
@@ -202,7 +206,7 @@ def refuse_nan(reports: Sequence[Report]) -> None:
     chunk = reports[0].chunk
     for step in spoiled_steps(reports):
         loss, rate = reports[0].losses[step - chunk.step], chunk.hypers[step - chunk.step]["lr"]
-        raise NotFinite(
+        raise Spoiled(
             f"the loss became {loss} at step {step} (learning rate {rate:g}); lower --lr, let --lr auto find one, or "
             "choose --on-nan skip or rollback"
         )

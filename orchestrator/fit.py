@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from cluster.faults import not_finite
 from orchestrator.best import Best
-from orchestrator.driver import Place, Stopped, train
+from orchestrator.driver import Place, Spoiled, Stopped, train
 from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
 from orchestrator.session import Session
@@ -20,7 +20,7 @@ def fit(session: Session) -> dict[str, Any]:
     """Train as the session's configuration says, from where it stands; the row of the epoch whose model was saved.
 
     Asked to stop, it saves where it stands and raises Interrupted; so it does where the workers fail for good, and
-    raises WorkersFailed.
+    raises what they did.
     """
     config, standing = session.config, session.standing
     if standing.lr is None:
@@ -60,7 +60,7 @@ def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) ->
         raise Interrupted(stop.code, f"stopped in epoch {standing.place.epoch}: {how}") from None
     if session.config.on_nan == "rollback" and not_finite(stopped.cause):
         _halve_rate(session)
-    elif tensors := session.gang.salvage():
+    elif not isinstance(stopped.cause, Spoiled) and (tensors := session.gang.salvage()):
         session.save_checkpoint(standing, tensors)
         if session.saver.finish():
             stopped.cause.add_note(f"all completed steps are saved: {GO_ON}")
@@ -70,7 +70,7 @@ def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) ->
 def _halve_rate(session: Session) -> None:
     "Have the newest checkpoint, to which a run goes back whose numbers went wrong, say half the rate."
     session.saver.finish()
-    if checkpoint := newest_checkpoint(session.folder.path, session.config.keep):
+    if checkpoint := newest_checkpoint(session.folder.path, begin_again=True):
         standing = Standing.of_json(checkpoint.meta)
         session.save_checkpoint(replace(standing, lr=(standing.lr or 0.0) / 2), checkpoint.tensors)
         session.saver.finish()

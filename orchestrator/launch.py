@@ -28,7 +28,7 @@ def run(config: Config) -> dict[str, Any]:
     while True:
         try:
             with open_session(again) as session:
-                again = replace(config, resume=str(session.folder.path), autoresume=False)
+                again = replace(config, resume=str(session.folder.path), autoresume=True)  # whatever is left of it
                 row = fit(session)
             break
         except UserError as error:

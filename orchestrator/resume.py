@@ -103,9 +103,16 @@ def _refuse_changes(config: Config, run: Path) -> None:
         )
 
 
-def newest_checkpoint(run: Path, keep: int) -> Checkpoint | None:
-    "The newest sound checkpoint of a run, saying which ones are not."
-    found, broken = Checkpoints(run / CHECKPOINTS, keep).newest()
+def newest_checkpoint(run: Path, begin_again: bool) -> Checkpoint | None:
+    """The newest sound checkpoint of a run, saying which ones are not; None where it never had one.
+
+    Where it had some and all are broken, the run may `begin_again`, which is said, or UsageError is raised.
+    """
+    found, broken = Checkpoints(run / CHECKPOINTS).newest()
     for sentence in broken:
         print(f"warning: {printable(sentence)}", flush=True)
+    if broken and found is None:
+        if not begin_again:
+            raise UsageError(f"no checkpoint of {run} can be used; to begin anew, leave --resume out")
+        print(f"warning: no checkpoint of {run} can be used: the run begins again, at step 0", flush=True)
     return found

@@ -16,7 +16,7 @@ TEXTS = {
     "data_dir": "where downloaded and generated datasets are kept (default: where the run kept them)",
     "bad_images": "what to do at an unreadable image (default: what the run did)",
     "batch_size": "images at once, over all workers (default: the run's)",
-    "cpus": "work with N CPU workers instead",
+    "cpus": "work with N CPU workers instead, or a range (2:8)",
 }
 
 

@@ -20,10 +20,12 @@ HISTORY = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "images_per_se
 
 
 class RunFolder:
-    "The directory of a run, new or begun before."
+    "The directory of a run, new or begun before; it knows its own content, should the disk lose it."
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._rows: list[Mapping[str, float | int]] = []
+        self._texts: dict[str, bytes] = {}  # the JSON files
 
     @classmethod
     def create(cls, parent: Path) -> RunFolder:
@@ -45,6 +47,7 @@ class RunFolder:
 
     def write_history(self, rows: Sequence[Mapping[str, float | int]]) -> None:
         "Begin history.csv anew with these rows."
+        self._rows = list(rows)
         lines = [",".join(HISTORY), *(",".join(repr(row[key]) for key in HISTORY) for row in rows)]
         write_aside(self.path / "history.csv", "".join(f"{line}\r\n" for line in lines).encode())
 
@@ -55,17 +58,31 @@ class RunFolder:
 
     def remove_unless_begun(self) -> None:
         "Remove the directory of a run of which no worker ever started, and so left no log."
-        if not any(self.logs.iterdir()):
+        if self.logs.is_dir() and not any(self.logs.iterdir()):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         "Write a JSON file that people can read."
-        write_aside(self.path / name, json.dumps(content, indent=2).encode() + b"\n")
+        self._texts[name] = json.dumps(content, indent=2).encode() + b"\n"
+        write_aside(self.path / name, self._texts[name])
+
+    def restore(self) -> bool:
+        "Make the directory and its JSON files again where somebody has removed them; whether that was so."
+        gone = [name for name in self._texts if not (self.path / name).exists()]
+        if gone:
+            self.logs.mkdir(parents=True, exist_ok=True)
+        for name in gone:
+            write_aside(self.path / name, self._texts[name])
+        return bool(gone)
 
     def add_history(self, row: Mapping[str, float | int]) -> None:
-        "Append an epoch to history.csv, floats with all their digits."
-        with open(self.path / "history.csv", "a") as file:
-            csv.writer(file).writerow([repr(row[key]) for key in HISTORY])
+        "Add an epoch to history.csv, floats with all their digits; one that the disk refused comes with the next."
+        self.write_history([*self._rows, row])
+
+    def add_fault(self, line: str) -> None:
+        "Append a line to logs/faults.log."
+        with open(self.logs / "faults.log", "a") as file:
+            file.write(f"{line}\n")
 
     def add_bad_images(self, bad: list[tuple[str, str]]) -> None:
         "List the images that were skipped, and why, in bad_images.csv."
@@ -76,6 +93,7 @@ class RunFolder:
         "Write model.safetensors, and in model.json all else that prediction needs."
         from safetensors.numpy import save
 
+        self.restore()
         write_aside(self.path / "model.safetensors", save(tensors))
         self.write_json("model.json", about)
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cluster.checkpoint import Checkpoints
+from cluster.checkpoint import Checkpoints, spoiled
 
 
 class Saver:
-    "Writes what it is given; where the disk refuses, `warn` is told in one sentence, and training goes on."
+    """Writes what it is given, unless a number in it is not finite: nobody could go on from there.
+
+    Then, and where the disk refuses, `warn` is told in one sentence, and training goes on.
+    """
 
     def __init__(self, checkpoints: Checkpoints, warn: Callable[[str], object]) -> None:
         self.checkpoints, self.warn = checkpoints, warn
@@ -33,6 +36,9 @@ class Saver:
         self._thread.shutdown()
 
     def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
+        if name := spoiled(tensors):
+            self.warn(f"warning: no checkpoint of step {step} is written: {name} is not finite; older ones are kept")
+            return False
         try:
             self.checkpoints.save(step, tensors, meta)
             return True

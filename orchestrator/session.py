@@ -114,7 +114,7 @@ def open_session(config: Config) -> Iterator[Session]:
         job, started_from = start_from(config.init, job, split.vocab.classes)
     parent = Path(config.runs).expanduser() / (config.name or default_name(config))
     run = find_run(config, parent)
-    checkpoint = newest_checkpoint(run, config.keep) if run else None
+    checkpoint = newest_checkpoint(run, config.autoresume) if run else None
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
     folder = RunFolder(run) if run else RunFolder.create(parent)
     report_configuration(config, devices, split, plan, folder, job.channels)

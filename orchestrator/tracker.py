@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ class Tracker:
 
     def __init__(self, folder: RunFolder, terminal: Terminal, first_step: int | None = None) -> None:
         self.folder, self.terminal = folder, terminal
-        await_new_second(folder.path / "tensorboard")
-        self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
+        self.board = Board(folder.path / "tensorboard", terminal.write, first_step)
         self.bad_images: dict[str, str] = {}
         self.batches = self.faults = 0
         self.phases: Phases | None = None  # until the first step is done
@@ -65,7 +65,7 @@ class Tracker:
     def _note_start(self) -> None:
         if self.phases is not None:
             self.phases.done("first step")
-            self.folder.write_json("startup.json", self.phases.seconds)
+            self.record("startup.json", self.folder.write_json, "startup.json", self.phases.seconds)
             self.text("startup", str(self.phases))
             self.phases = None
 
@@ -75,7 +75,7 @@ class Tracker:
             self.terminal.write(f"skipped {file}: {reason}")
         if new:
             self.bad_images |= new
-            self.folder.add_bad_images(sorted(self.bad_images.items()))
+            self.record("bad_images.csv", self.folder.add_bad_images, sorted(self.bad_images.items()))
 
     def epoch(self, epoch: int, step: int, lr: float, train: Tally, valid: Tally) -> dict[str, Any]:
         "Write the epoch's row everywhere, and return it."
@@ -89,7 +89,8 @@ class Tracker:
             "images_per_second": train.images_per_second(),
             "seconds": train.elapsed + valid.elapsed,
         }
-        self.folder.add_history(row)
+        self.record(f"{self.folder.path}", self._restore)
+        self.record("history.csv", self.folder.add_history, row)
         scalars = {f"epoch/{key}": row[key] for key in ("train_loss", "valid_loss", METRIC)}
         scalars[f"epoch/train_{METRIC}"] = learned[METRIC]
         self._scalars(step, {**scalars, **speed(train)})
@@ -101,44 +102,109 @@ class Tracker:
         self.board.flush()
         return row
 
+    def record(self, what: str, write: Callable[..., object], *args: Any) -> None:
+        "Write something; where the disk refuses, say so, and go on: a run is worth more than what is told of it."
+        try:
+            write(*args)
+        except OSError as error:
+            self.terminal.write(f"warning: {what} could not be written: {error.strerror or error}; training goes on")
+
+    def _restore(self) -> None:
+        if self.folder.restore():
+            self.board.lost = True
+            self.fault(f"{self.folder.path} was gone: it is made again, its logs and curves begin anew")
+
     def _activations(self, step: int, layers: Mapping[str, np.ndarray]) -> None:
         "What each layer gave for a global batch: a histogram, and how its mean, spread and zeros move."
         edges = np.linspace(-LIMIT, LIMIT, BINS + 1)[1:].tolist()
         for name, sums in layers.items():
             count, total, squares = sums[:3]
-            self.board.add_histogram_raw(
-                f"activations/{name}", -LIMIT, LIMIT, count, total, squares, edges, sums[4:].tolist(), step
+            self.board.add(
+                "histogram_raw",
+                f"activations/{name}",
+                -LIMIT,
+                LIMIT,
+                count,
+                total,
+                squares,
+                edges,
+                sums[4:].tolist(),
+                step,
             )
             stats = layer_stats(torch.from_numpy(sums)[None])
             for key in ("mean", "std", "near_zero"):
-                self.board.add_scalar(f"activations_{key}/{name}", getattr(stats, key).item(), step)
+                self.board.add("scalar", f"activations_{key}/{name}", getattr(stats, key).item(), step)
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         for tag, value in values.items():
-            self.board.add_scalar(tag, value, step)
+            self.board.add("scalar", tag, value, step)
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
-        "Put a picture into TensorBoard."
-        self.board.add_image(tag, pixels(figure), step, dataformats="HWC")
-        self.board.flush()
+        "Put a picture into TensorBoard. Raises OSError: a disk that is full before the first step is not for a run."
+        self.board.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
+        self.board.writer.flush()
 
     def text(self, tag: str, text: str) -> None:
         "Put Markdown into TensorBoard."
-        self.board.add_text(tag, text)
+        self.board.add("text", tag, text)
 
     def fault(self, text: str) -> None:
         "Note a fault that was made up for."
         self.faults += 1
         self.terminal.write(f"fault {self.faults}: {text}")
-        with open(self.folder.logs / "faults.log", "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self.board.add_text("faults", text, self.faults)
+        self.record("faults.log", self.folder.add_fault, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        self.board.add("text", "faults", text, self.faults)
         self.board.flush()
 
     def close(self) -> None:
         "Wipe the bar, and write out what is buffered."
         self.terminal.clear()
         self.board.close()
+
+
+class Board:
+    """TensorBoard's files in a folder; `first_step` has it forget what earlier files have from there on.
+
+    Where the disk refuses one, `warn` is told, and the next `flush` begins another: what came in between is lost.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], object], first_step: int | None = None) -> None:
+        self.folder, self.warn, self.lost = folder, warn, False
+        self._open(first_step)
+
+    def _open(self, first_step: int | None = None) -> None:
+        await_new_second(self.folder)
+        self.writer, self.lost = SummaryWriter(str(self.folder), purge_step=first_step), False
+
+    def add(self, kind: str, *args: Any, **kwargs: Any) -> None:
+        "What SummaryWriter calls add_`kind`."
+        if not self.lost:
+            with self._warned():
+                getattr(self.writer, f"add_{kind}")(*args, **kwargs)
+
+    def flush(self) -> None:
+        "Have all on the disk."
+        with self._warned():
+            if self.lost:
+                with suppress(OSError):
+                    self.writer.close()
+                self._open()
+            self.writer.flush()
+
+    def close(self) -> None:
+        "The end of it."
+        self.flush()
+        if not self.lost:
+            with self._warned():
+                self.writer.close()
+
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.lost = True
+            self.warn(f"warning: {self.folder} could not be written: {error.strerror or error}; its curves have a gap")
 
 
 def await_new_second(folder: Path) -> None:

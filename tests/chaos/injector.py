@@ -8,11 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.worker_process import WorkerProcess
+from cluster.messages import Job
+from cluster.shards import local_batch, n_batches
+from cluster.worker import Worker
+from cluster.worker_process import WorkerProcess, note
+from learner.data.images import BadImage
+from learner.data.loader import epoch_order
 from learner.learner import Callback
 
 PHASES = ("data", "forward", "backward", "reduce", "update", "validate", "checkpoint")
-KINDS = ("raise", "exit", "SIGKILL", "SIGSTOP", "sleep")
+DEADLY = ("raise", "exit", "SIGKILL", "SIGSTOP", "sleep")  # after which another process has to take over
+KINDS = (*DEADLY, "NaN", "unreadable", "full disk")
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,23 @@ class Plan:
                 continue
         return False
 
+    def unreadable(self, job: Job) -> dict[str, int]:
+        "The files that a disk error has made unreadable for all, each with the number of its fault."
+        faults = [(number, fault) for number, fault in enumerate(self.read()) if fault.kind == "unreadable"]
+        return {file_of(job, fault): number for number, fault in faults}
+
     def fired(self) -> int:
         "How many faults came."
         return len(list(self.folder.glob("fired_*")))
+
+
+def file_of(job: Job, fault: Fault, world_size: int = 3) -> str:
+    "The first file that the rank of a fault reads for its step, or for the first batch of a validation."
+    data, step = (job.valid, 0) if fault.phase == "validate" else (job.train, fault.step)
+    epoch, batch = divmod(step, n_batches(len(data), job.batch_size))
+    order = epoch_order(len(data), job.seed, epoch) if data is job.train else range(len(data))
+    place = local_batch(len(data), job.batch_size, batch, fault.rank, world_size).places[0]
+    return data.files[order[place]]
 
 
 class Phases(Callback):
@@ -87,6 +107,8 @@ class FaultyProcess(WorkerProcess):
         worker = self.worker
         assert worker is not None
         worker.learner.add_cb(Phases(self.reach))
+        for loader in worker.data.loaders.values():
+            loader.dataset.read = self.failing(loader.dataset.read, worker.job)  # type: ignore[method-assign]
         worker.learner.opt.then(lambda params: self.reach("update"))
         say, snapshot = worker._say, worker.snapshot
 
@@ -101,15 +123,53 @@ class FaultyProcess(WorkerProcess):
 
         worker._say, worker.snapshot = say_and_fail, fail_and_copy  # type: ignore[method-assign]
 
+    def failing(self, read: Any, job: Job) -> Any:
+        "Reading files as `read` does, but for those that the plan has made unreadable."
+        plan = Plan(self.folder)
+
+        def read_or_fail(indices: Any, out: Any) -> dict[int, BadImage]:
+            bad = read(indices, out)
+            if unreadable := plan.unreadable(job):
+                files = read.__self__.labelled.files
+                for row, file in enumerate(files[i] for i in indices):
+                    if file in unreadable:
+                        plan.take(unreadable[file], 1)
+                        bad[row] = BadImage(file, "Input/output error (injected)")
+            return bad
+
+        return read_or_fail
+
     def reach(self, phase: str) -> None:
         "If a fault is planned for here and now, let it come."
         plan = Plan(self.folder)
         assert self.worker is not None
         for number, fault in enumerate(plan.read()):
             here = (fault.rank, fault.step, fault.phase) == (self.rank, self.worker.step, phase)
-            if here and plan.take(number, fault.times):
-                print(f"injected: {fault}", flush=True)
-                befall(fault.kind)
+            if here and fault.kind != "unreadable" and plan.take(number, fault.times):
+                note(f"injected: {fault}")
+                if fault.kind == "NaN":
+                    spoil(self.worker, phase)
+                elif fault.kind == "full disk":
+                    self.fill_disk()
+                else:
+                    befall(fault.kind)
+
+    def fill_disk(self) -> None:
+        "From now on, there is no room for what this process writes."
+        full, self.log_folder = os.open("/dev/full", os.O_WRONLY), "/dev/full/logs"
+        for stream in (1, 2):
+            os.dup2(full, stream)
+
+
+def spoil(worker: Worker, phase: str) -> None:
+    "Put a NaN where that phase computes."
+    learner = worker.learner
+    if phase in ("forward", "validate"):
+        learner.batch = learner.batch[0] * float("nan"), learner.batch[1]
+    elif phase == "backward":
+        learner.loss = learner.loss * float("nan")
+    else:
+        worker.reducer.gradients[0] = float("nan")
 
 
 def befall(kind: str) -> None:

@@ -4,8 +4,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cluster.ray_cluster import PREFIX
+from cluster.ray_cluster import PREFIX, refuse_strangers
+from learner.errors import UserError
 from tests.results import assert_same, history, scalars
 
 OPTIONS = ["--arch", "simple_cnn_bn", "--size", "16", "--batch-size", "8", "--epochs", "12", "--momentum", "0.9",
@@ -196,3 +199,67 @@ def assert_alike(run: Path, reference: Path) -> None:
     weights, wanted_weights = (load_file(folder / "model.safetensors") for folder in (run, reference))
     for name, tensor in weights.items():
         np.testing.assert_allclose(tensor, wanted_weights[name], rtol=1e-2, atol=1e-3, err_msg=name)
+
+
+class Head:
+    "The head of somebody else's Ray cluster, three CPUs large."
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.folder, self.environment = folder, environment
+        self.start()
+
+    def start(self) -> None:
+        "Start it, and wait until it answers."
+        self.process = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", "--head", f"--port={self.address.rpartition(':')[2]}",
+             "--include-dashboard=false", "--num-cpus=3", f"--temp-dir={self.folder}",
+             "--object-store-memory=80000000", "--block"],
+            env=self.environment | {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        assert wait_until_gone(lambda: not self.answers(), 60) is False
+
+    def answers(self) -> bool:
+        try:
+            refuse_strangers(self.address)
+        except UserError:
+            return False
+        return (self.folder / "ray_current_cluster").exists()
+
+    def kill(self, *names: str) -> None:
+        "Kill its processes of these names; all without any."
+        for pid, name in processes(self.process.pid).items():
+            if not names or name in names:
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def head(user_environment: dict[str, str]) -> Iterator[Head]:
+    "A Ray cluster whose token is in the environment."
+    place = Path(tempfile.mkdtemp(prefix="h", dir="/tmp"))  # Ray's sockets need a short path
+    token = {"RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
+    head = Head(place, user_environment | token)
+    yield head
+    head.kill()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_the_head_of_a_cluster_is_restarted(head: Head, undisturbed: Launch, pictures: Path, tmp_path: Path) -> None:
+    "It can't be survived, since Ray forgets its cluster with it; but the same command goes on, once it is up again."
+    quick = head.environment | {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # Ray's own is a minute
+    options = "--address", head.address, "--cpus", "3", "--autoresume"
+    first = Launch(pictures, tmp_path, quick, *options)
+    first.until_row(3)
+    head.kill("gcs_server", "raylet")
+    code, err = first.end()
+    assert code == 1 and err.count("Failed to connect to GCS within 10 seconds") == 1
+    head.kill()
+    head.start()
+    second = Launch(pictures, tmp_path, quick, *options)
+    assert second.end() == (0, "")
+    assert_same(second.path, undisturbed.path)
+    assert wait_until_gone(lambda: processes(first.process.pid) | processes(second.process.pid), 30) == {}

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from cluster.messages import Job
+from cluster.comms import Solo
+from cluster.messages import Chunk, Job
+from cluster.worker import Worker
 
 DRIVER = """
 import dataclasses, json, os, pickle, sys, time
@@ -61,9 +64,46 @@ cluster.shutdown()
 """
 
 
+GROWING = """
+import json, pickle, sys, time
+from pathlib import Path
+from cluster.ray_cluster import own_ray
+ray = own_ray()
+from ray.cluster_utils import Cluster
+from cluster.crew import Workers
+from cluster.faults import Tolerance
+from cluster.messages import Chunk
+from cluster.ray_gang import RayGang
+
+job, folder = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+workers = Workers(3, 0.0, "gloo", cluster.address, at_least=2)
+gang = RayGang(job, workers, folder / "logs", Tolerance(wait=1.0), lambda text: None)
+sizes, losses = [], []
+for epoch in range(2):
+    sizes.append(gang.world_size)
+    for reports in gang.stream([Chunk(True, epoch, 0, 7 * epoch, ({"lr": 0.05},) * 7)]):
+        losses += reports[0].losses
+    if epoch == 0:
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        deadline = time.monotonic() + 60
+        while gang.world_size < 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            gang.grow()
+print(json.dumps({"sizes": sizes, "losses": losses, "prints": gang.call("fingerprint")}), flush=True)
+gang.close()
+cluster.shutdown()
+"""
+
+
 def lose_a_node(job: Job, folder: Path, room: int) -> dict[str, Any]:
     "What a driver saw of a run of three workers on two machines, one of which was lost."
-    (folder / "driver.py").write_text(DRIVER)
+    return drive(DRIVER, job, folder, f"{room}")
+
+
+def drive(driver: str, job: Job, folder: Path, *more: str) -> dict[str, Any]:
+    "What a driver prints at its end."
+    (folder / "driver.py").write_text(driver)
     (folder / "job").write_bytes(pickle.dumps(job))
     quick = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3"}
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -71,7 +111,7 @@ def lose_a_node(job: Job, folder: Path, room: int) -> dict[str, Any]:
     temporary = tempfile.mkdtemp(dir="/tmp")  # Ray's sockets need a short path, and `Cluster` takes it from here
     env |= {"RAY_TMPDIR": temporary, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
-        [sys.executable, folder / "driver.py", folder / "job", folder, str(room)],
+        [sys.executable, folder / "driver.py", folder / "job", folder, *more],
         capture_output=True, text=True, timeout=200, check=False, env=env,
     )  # fmt: skip
     shutil.rmtree(temporary, ignore_errors=True)
@@ -95,3 +135,15 @@ def test_the_others_go_on_alone(job: Job, tmp_path: Path) -> None:
     losses, _ = seen["hit"]
     assert losses == pytest.approx(seen["healthy"][0], rel=1e-3)
     assert len(losses) == 28, "no step is repeated, none is lost"
+
+
+@pytest.mark.slow
+def test_a_range_grows_by_a_machine_that_joins(job: Job, tmp_path: Path) -> None:
+    "Two of three begin where there is room for no more, with the same samples in the same batches."
+    seen = drive(GROWING, job, tmp_path)
+    assert seen["sizes"] == [2, 3]
+    assert len(set(seen["prints"])) == 1 and len(seen["losses"]) == 14
+    worker = Worker(job, Solo(), torch.device("cpu"), 1)
+    chunks = [Chunk(True, epoch, 0, 7 * epoch, ({"lr": 0.05},) * 7) for epoch in range(2)]
+    assert seen["losses"] == pytest.approx([loss for chunk in chunks for loss in worker.run(chunk).losses], rel=1e-3)
+    worker.close()

@@ -96,7 +96,7 @@ import os, sys
 from cluster import checkpoint
 from cluster.checkpoint import Checkpoints
 import numpy as np
-calls, at = 0, int(sys.argv[2])
+calls, at, step = 0, int(sys.argv[2]), int(sys.argv[3])
 def hook(event, args):
     global calls
     if event in ("open", "os.mkdir", "os.rename", "os.rmdir", "os.remove") and sys.argv[1] in str(args[0]):
@@ -105,22 +105,26 @@ def hook(event, args):
 checkpoints = Checkpoints(__import__("pathlib").Path(sys.argv[1]), keep=1)
 checkpoints.save(1, {"w": np.zeros(3)}, {})
 sys.addaudithook(hook)
-checkpoints.save(2, {"w": np.ones(3)}, {})
+checkpoints.save(step, {"w": np.ones(3)}, {})
 print("done", calls)
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_sound_checkpoint(tmp_path) -> None:
-    "SIGKILL at each file operation of a save in turn, until one save gets through."
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_writer_killed_at_any_moment_leaves_a_sound_checkpoint(tmp_path, step) -> None:
+    "SIGKILL at each file operation of a save in turn, until one gets through: of the next step, or of the same again."
     for moment in range(1, 40):
         folder = tmp_path / str(moment)
         done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(folder), str(moment)], capture_output=True, check=False
+            [sys.executable, "-c", KILLED, str(folder), str(moment), str(step)], capture_output=True, check=False
         )
         found, _ = Checkpoints(folder).newest()
-        assert found is not None and found.tensors["w"].tolist() == [found.step - 1.0] * 3
+        assert found is not None and found.step in (1, step)
+        assert found.tensors["w"].tolist() in ([[0.0] * 3] * (found.step == 1) + [[1.0] * 3] * (found.step == step))
         if done.returncode == 0:
-            assert found.step == 2 and moment > 5
+            assert found.tensors["w"].tolist() == [1.0] * 3 and moment > 5
+            Checkpoints(folder, keep=1).save(step, {"w": np.zeros(3)}, {})
+            assert len(os.listdir(folder)) == 1, "what a killed writer had not removed is gone by the next time"
             return
         assert done.returncode == -signal.SIGKILL
     pytest.fail("the save never got through")
@@ -170,6 +174,42 @@ def test_a_disk_that_fails_at_any_call_leaves_a_sound_checkpoint(tmp_path, monke
         checkpoints.save(3, TENSORS, {})
         assert os.listdir(checkpoints.folder) == ["step_3"]
     pytest.fail("no save got through")
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "after it"])
+def test_a_step_that_is_written_again_is_never_gone(tmp_path, monkeypatch, moment) -> None:
+    checkpoints, rename, seen = Checkpoints(tmp_path, keep=1), os.rename, []
+
+    def fail(*args: str) -> None:
+        if moment == "after it":
+            rename(*args)
+        seen.append(Checkpoints(tmp_path).newest()[0])
+        raise OSError(5, "Input/output error")
+
+    checkpoints.save(4, TENSORS, {"lr": 1.0})
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        checkpoints.save(4, TENSORS, {"lr": 0.5})
+    monkeypatch.undo()
+    found, broken = checkpoints.newest()
+    assert found is not None and seen[0] is not None and not broken
+    assert found.meta["lr"] == seen[0].meta["lr"] == (0.5 if moment == "after it" else 1.0)
+    checkpoints.save(4, TENSORS, {"lr": 0.25})
+    assert len(os.listdir(tmp_path)) == 1 and checkpoints.load(4).meta["lr"] == 0.25
+
+
+def test_one_that_is_broken_never_crowds_out_a_sound_one(tmp_path) -> None:
+    "The newest is broken, a run goes on from the one before, and keeps but one."
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (3, 9):
+        folder = checkpoints.save(step, TENSORS, {})
+    (folder / "meta.json").write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (4, 9, 10):
+        checkpoints.save(step, TENSORS, {})
+        found, _ = checkpoints.newest()
+        assert found is not None and found.step == step
+    assert os.listdir(tmp_path) == ["step_10"]
 
 
 def test_meta_is_json_that_anyone_can_read(tmp_path) -> None:

@@ -15,6 +15,7 @@ from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
 from learner.data.files import Labelled
 from learner.data.loader import epoch_order, usable_cores
+from learner.errors import UserError
 
 FOREVER = Chunk(True, 0, 0, 0, ({"lr": 0.1},) * 7)
 
@@ -114,6 +115,28 @@ def test_a_bug_is_shown_with_its_traceback(ray_gang: RayGang, drive: Callable[..
     assert "Traceback" in Path(ray_gang.log_folder, "rank_0.log").read_text()
     ray_gang.start(job, 2)
     drive(ray_gang, job, epochs=1)
+
+
+def test_a_range_begins_with_those_that_are_there(
+    ray_gang: RayGang, drive: Callable[..., Any], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "And grows by the fourth, once that is up: the same samples in the same batches."
+    ray_gang.start(job, 3)
+    alone = drive(ray_gang, job, epochs=1)
+    late = ray_gang.crew.take(60.0)  # out of reach
+    assert late is not None
+    monkeypatch.setattr(ray_gang, "at_least", 3)
+    ray_gang.start(job, 4)
+    ray_gang.grow()
+    assert ray_gang.world_size == 3
+    assert drive(ray_gang, job, epochs=1).prints == alone.prints
+    ray_gang.crew.bench.append(late)
+    ray_gang.grow()
+    assert ray_gang.world_size == 4
+    assert len(set(ray_gang.call("fingerprint"))) == 1
+    monkeypatch.setattr(ray_gang, "at_least", 5)
+    with pytest.raises(UserError, match="only 4 of 5 workers started"):
+        ray_gang.start(job, 6)
 
 
 def test_a_job_that_no_worker_can_begin(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:

@@ -3,11 +3,13 @@
 In this process where no second worker is needed, since every process of its own costs seconds.
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.worker import Worker
 from learner.data.files import open_split
 from learner.data.loader import epoch_order
+from orchestrator.tracker import Tracker
 
 Here = Callable[..., Any]
 
@@ -201,8 +205,75 @@ def test_a_disk_that_fills(there: Here, small: list[str], tiny_disk: Callable[[s
     assert not list(place.rglob("model.*")), "half a model is none"
 
 
+@pytest.fixture
+def after_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Tracker], object]], None]:
+    "A function that has something happen once that epoch's row is written."
+    plans: dict[int, Callable[[Tracker], object]] = {}
+    write = Tracker.epoch
+
+    def write_and_happen(tracker: Tracker, epoch: int, *args: Any) -> dict[str, Any]:
+        row = write(tracker, epoch, *args)
+        plans.get(epoch, lambda tracker: None)(tracker)
+        return row
+
+    monkeypatch.setattr(Tracker, "epoch", write_and_happen)
+    return plans.__setitem__
+
+
+def test_a_disk_that_is_full_for_a_while(
+    here: Here, small: list[str], tiny_disk: Callable[[str], Path], after_epoch: Callable
+) -> None:
+    "Training goes on, loudly; what is told of it is complete again once there is room."
+    place = tiny_disk("1m")
+
+    def fill(tracker: Tracker) -> None:
+        with suppress(OSError), open(place / "filler", "wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+        tracker.text("long", "x" * 10_000)  # more than is left of the file's last block
+
+    after_epoch(1, fill)
+    after_epoch(3, lambda _: (place / "filler").unlink())
+    ended = here(*small, "--runs", place, "--epochs", 6, "--keep", 1)
+    assert (ended.code, ended.err) == (0, "")
+    for text in (
+        r"no checkpoint of step \d+ could be written",
+        "history.csv could not be written",
+        "curves have a gap",
+    ):
+        assert re.search(f"warning: .*{text}.*", ended.out), text
+    assert ended.out.count("No space left on device") >= 3
+    history = next(place.rglob("history.csv")).read_text().splitlines()
+    assert [line.split(",")[0] for line in history] == ["epoch", "0", "1", "2", "3", "4", "5"]
+    assert list(place.rglob("model.safetensors")) and not list(place.rglob(".*"))
+
+
+def test_a_run_directory_that_somebody_removes(
+    here: Here, small: list[str], tmp_path: Path, after_epoch: Callable
+) -> None:
+    run = tmp_path / "runs" / "run" / "version_0"
+    after_epoch(1, lambda _: shutil.rmtree(run))
+    ended = here(*small, "--runs", tmp_path / "runs", "--name", "run", "--epochs", 4)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"{run} was gone: it is made again" in ended.out
+    assert len((run / "history.csv").read_text().splitlines()) == 5
+    names = {"config.json", "history.csv", "model.json", "model.safetensors", "checkpoints", "tensorboard", "logs"}
+    assert names <= set(os.listdir(run))
+    again = here(*small, "--runs", tmp_path / "runs", "--name", "run", "--epochs", 4, "--resume", "last")
+    assert again.code == 0, "it can be resumed"
+
+
 def test_a_loss_that_is_no_number(here: Here, small: list[str]) -> None:
     refused(here(*small, "--lr", "1e30"), 1, "the loss became (nan|inf) at step [1-3] ", "learning rate", "lower --lr")
+
+
+def test_what_is_noticed_late_is_not_saved(
+    here: Here, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "On a GPU workers do not look before each step; the driver does when all is spoiled."
+    monkeypatch.setattr(Worker, "_refuse_nan", lambda worker, params: None)
+    refused(here(*small, "--lr", "1e30"), 1, "the loss became (nan|inf) at step [1-3] ")
+    assert list(tmp_path.rglob("history.csv")) and not list(tmp_path.rglob("step_*"))
 
 
 def test_a_rollback_halves_the_rate(here: Here, small: list[str]) -> None:

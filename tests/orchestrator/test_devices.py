@@ -44,6 +44,13 @@ TABLE = [
     (HERE | {"gpus": "16", "backend": "gloo"}, 0, Devices(16, 1.0, "gloo")),
     (HERE | {"cpus": 1}, 4, Devices(1, 0.0, "gloo")),
     (HERE | {"cpus": 8}, 0, Devices(8, 0.0, "gloo")),
+    ({"gpus": "2:8"}, 8, Devices(8, 1.0, "nccl", at_least=2)),
+    ({"gpus": "2:8"}, 3, Devices(3, 1.0, "nccl", at_least=2)),
+    ({"cpus": "2:4"}, 0, Devices(4, 0.0, "gloo", at_least=2)),
+    ({"cpus": "2:4", "min_workers": 4}, 0, Devices(4, 0.0, "gloo", at_least=2)),
+    ({"cpus": "1:1"}, 0, Devices(1, 0.0, "gloo", None, True, 1)),
+    (HERE | {"gpus": "2:8"}, 0, Devices(8, 1.0, "nccl", at_least=2)),
+    (HERE | {"cpus": "2:8"}, 0, Devices(8, 0.0, "gloo", at_least=2)),
 ]  # fmt: skip
 REFUSED = [
     ({"gpus": "4"}, 0, "--gpus 4: 0 GPUs are visible; train on CPUs with --cpus 4"),
@@ -72,6 +79,15 @@ REFUSED = [
     (HERE | {"gpus": "0,1"}, 4, "needs a count"),
     (HERE | {"gpus": "0"}, 4, "needs a count"),
     (HERE | {"gpus": "1", "cpus": 1}, 4, "exclude each other"),
+    ({"gpus": "2:8"}, 1, "--gpus 2:8: 1 GPUs are visible, fewer than 2"),
+    ({"gpus": "8:2"}, 8, "--gpus 8:2: a range is MIN:MAX, such as 2:8"),
+    ({"gpus": "0:2"}, 8, "--gpus 0:2: a range is MIN:MAX"),
+    ({"gpus": "2:"}, 8, "--gpus 2:: a range is MIN:MAX"),
+    ({"cpus": "4:2"}, 0, "--cpus 4:2: a range is MIN:MAX, such as 2:8"),
+    ({"cpus": "2:4", "local": True}, 0, "--local is one worker in this process, but 4 were asked for"),
+    ({"cpus": 2, "min_workers": 5}, 0, "--min-workers 5 is more than there are to be: 2"),
+    ({"gpus": "2:8", "min_workers": 5}, 4, "--min-workers 5 is more than there are to be: 4"),
+    (HERE | {"cpus": 2, "min_workers": 3}, 0, "--min-workers 3 is more than there are to be: 2"),
 ]  # fmt: skip
 
 
@@ -90,7 +106,7 @@ def test_what_is_refused(asked: dict[str, Any], visible: int, message: str) -> N
 
 @given(
     st.none() | st.sampled_from(["all", "0", "1", "3", "0,1", "1,", "x"]),
-    st.none() | st.integers(1, 4),
+    st.none() | st.integers(1, 4) | st.sampled_from(["1:2", "2:3", "3:2"]),
     st.booleans(),
     st.none() | st.just("h:1"),
     st.none() | st.sampled_from(["nccl", "gloo"]),
@@ -108,7 +124,7 @@ def test_any_request_is_met_or_refused(gpus, cpus, local, address, backend, visi
     assert devices.count == 1 or not devices.in_process
     assert address is None or not devices.in_process
     assert backend in (None, devices.backend) or devices.in_process
-    assert cpus is None or (devices.count, devices.gpus_each) == (cpus, 0)
+    assert cpus is None or (f"{devices.count}", devices.gpus_each) == (str(cpus).rpartition(":")[2], 0)
     assert devices.ids is None or len(devices.ids) == devices.count
 
 
@@ -125,3 +141,5 @@ def test_devices_in_words() -> None:
     assert str(Devices(2, 0.0, "gloo")) == "2 CPU workers, over gloo"
     assert str(Devices(4, 1.0, "nccl")) == "4 GPU workers, over nccl"
     assert str(Devices(4, 0.25, "gloo")) == "4 0.25 GPU workers, over gloo"
+    assert str(Devices(8, 1.0, "nccl", at_least=2)) == "2 to 8 GPU workers, over nccl"
+    assert str(Devices(2, 0.0, "gloo", at_least=2)) == "2 CPU workers, over gloo"

@@ -1,5 +1,6 @@
 "A run that was stopped anywhere and resumed is the run that never stopped: weights, history and TensorBoard."
 
+import itertools
 import os
 import shutil
 import signal
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 
+import cluster.worker
 import orchestrator.driver
 import orchestrator.fit
 import tests.results
+from cluster.checkpoint import Checkpoints
 from cluster.faults import Failure, NoneLeft
 from cluster.gang import LocalGang
+from learner.errors import UserError
 from orchestrator.launch import main
 
 OPTIONS = ["--epochs", "3", "--batch-size", "8", "--size", "16", "--arch", "simple_cnn_bn", "--momentum", "0.9",
@@ -105,6 +109,81 @@ def test_a_broken_checkpoint_is_passed_over(data, uninterrupted, tmp_path, monke
     assert launch(data, tmp_path, "--resume", "last") == 0
     assert "step_5 can't be used" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 6, 9])
+def test_what_a_user_has_to_mend_costs_no_step(batch, data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    "An image that can't be read: of training, or of validation (3, 9); the run goes on where it was."
+    calls = itertools.count()
+
+    def refuse(*_: object) -> None:
+        if next(calls) == batch:
+            raise UserError("x.png is no readable image")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster.worker, "refuse_bad", refuse)
+        assert launch(data, tmp_path) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: x.png is no readable image; all completed steps are saved: go on with the same")
+    epoch, within = divmod(batch, 5)
+    assert (tmp_path / "run" / "version_0" / "checkpoints" / f"step_{3 * epoch + min(within, 3)}").is_dir()
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(("how", "code"), [(["--resume", "last"], 2), (["--autoresume"], 0)])
+def test_where_all_checkpoints_are_broken(how, code, data, uninterrupted, tmp_path, capsys) -> None:
+    "Who asks to resume is refused; who leaves it to the command is told that it begins again."
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    broken = sorted((tmp_path / "run" / "version_0" / "checkpoints").iterdir())
+    for folder in broken:
+        (folder / "meta.json").write_bytes(b"")
+    before = tests.results.history(tmp_path / "run" / "version_0")
+    assert launch(data, tmp_path, *how) == code
+    said, refused = capsys.readouterr()
+    assert len(broken) == 2 and all(f"warning: checkpoint {folder} can't be used: " in said for folder in broken)
+    if code:
+        assert "can be used; to begin anew, leave --resume out" in refused and refused.count("\n") == 1
+        assert tests.results.history(tmp_path / "run" / "version_0") == before, "nothing was touched"
+    else:
+        assert "can be used: the run begins again, at step 0" in said
+        assert_same(tmp_path, uninterrupted)
+
+
+KILLED = """
+import os, sys
+at, begun, calls = int(sys.argv[1]), False, 0
+def hook(event, args):
+    global begun, calls
+    if event in ("open", "os.mkdir", "os.rename", "os.rmdir", "os.remove") and "/checkpoints/" in str(args[0]):
+        begun = begun or "step_6" in str(args[0])  # the second of three
+        calls += begun
+        if begun and calls == at:
+            os.kill(os.getpid(), 9)
+sys.addaudithook(hook)
+from orchestrator.launch import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_killed_in_each_phase_of_a_checkpoint(data, uninterrupted, tmp_path) -> None:
+    "At each file operation in turn, until the run gets through; each of them goes on to the same end."
+    places = ["--data", str(data), "--data-dir", str(data.parent / "cache"), "--keep", "1", "--autoresume"]
+    for moment in range(1, 40):
+        runs = tmp_path / f"{moment}"
+        command = [sys.executable, "-c", KILLED, f"{moment}", *OPTIONS, *places, "--runs", str(runs)]
+        code = subprocess.run(command, capture_output=True, check=False).returncode
+        assert code in (0, -signal.SIGKILL)
+        assert launch(data, runs, "--keep", "1", "--autoresume") == 0
+        assert_same(runs, uninterrupted)
+        found, broken = Checkpoints(runs / "run" / "version_0" / "checkpoints").newest()
+        assert found is not None and found.step == 9 and not broken
+        assert not list(runs.rglob(".*")), "nothing half-written is left"
+        if code == 0:
+            assert moment > 10
+            return
+    pytest.fail("the run never got through")
 
 
 def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:

@@ -1,0 +1,205 @@
+"""Machines that can no longer be reached: raylets in network namespaces, joined by a bridge, of which a link is cut.
+
+Nothing there dies or closes a connection; it only falls silent. Needs root, `ip` and `unshare`.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from cluster.messages import Job
+
+pytestmark = pytest.mark.slow
+
+DRIVER = """
+import json, os, pickle, subprocess, sys, time
+from pathlib import Path
+from cluster.crew import Workers
+from cluster.faults import Tolerance
+from cluster.messages import Chunk
+from cluster.ray_cluster import JoinedCluster
+from cluster.ray_gang import RayGang
+
+job, folder, address = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]), sys.argv[3]
+cluster = JoinedCluster(address)
+while cluster.ray.cluster_resources().get("CPU", 0) < 3:
+    time.sleep(0.2)
+cluster.close()
+said = []
+tolerance = Tolerance(wait=60.0, hang_after=5.0)
+gang = RayGang(job, Workers(3, 0.0, "gloo", address), folder / "logs", tolerance, said.append)
+print(json.dumps({"hosts": [place.host for place in gang.places]}), flush=True)
+sys.stdin.readline()  # there is another machine by now
+
+def run(cut=None):
+    losses, steps, waited = [], [], 0.0
+    for epoch in range(3):
+        for number in range(7):
+            began = time.monotonic()
+            for reports in gang.stream([Chunk(True, epoch, number, 7 * epoch + number, ({"lr": 0.05},))]):
+                losses += reports[0].losses
+                steps.append(reports[0].chunk.step)
+            waited = max(waited, time.monotonic() - began)
+            if cut and (epoch, number) == (1, 3):
+                subprocess.run(cut, check=True)
+    return {"losses": losses, "steps": steps, "prints": gang.call("fingerprint"), "waited": waited}
+
+healthy = run()
+gang.start(job, 3)
+hit = run(cut=sys.argv[4:])
+print(json.dumps({"healthy": healthy, "hit": hit, "said": said, "hosts": [place.host for place in gang.places],
+                  "failures": [(failure.rank, failure.kind) for failure in gang.failures]}), flush=True)
+gang.close()
+"""
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+class Network:
+    "Three namespaces, `a` to `c`, each with an `eth0` at a bridge that is in a fourth one."
+
+    def __init__(self) -> None:
+        self.names = {one: f"chaos{os.getpid()}{one}" for one in ("a", "b", "c", "bridge")}
+
+    def make(self) -> None:
+        for name in self.names.values():
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        bridge = self.names["bridge"]
+        ip("-n", bridge, "link", "add", "bridge", "type", "bridge")
+        ip("-n", bridge, "link", "set", "bridge", "up")
+        for number, one in enumerate("abc", start=1):
+            name = self.names[one]
+            ip("link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", one, "netns", bridge)
+            ip("-n", bridge, "link", "set", "dev", one, "master", "bridge", "up")
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+
+    def within(self, one: str, host: str) -> list[str]:
+        "How a command line begins that is to run there, on a machine of that name."
+        return ["ip", "netns", "exec", self.names[one], "unshare", "--uts", "sh", "-c",
+                f'hostname {host}; exec "$@"', "sh"]  # fmt: skip
+
+    def cut(self, one: str) -> list[str]:
+        "The command that cuts a namespace off."
+        return ["ip", "-n", self.names["bridge"], "link", "set", "dev", one, "down"]
+
+    def close(self) -> None:
+        for name in self.names.values():
+            with suppress(OSError):
+                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    network = Network()
+    try:
+        network.make()
+    except (OSError, subprocess.CalledProcessError) as error:
+        network.close()
+        pytest.skip(f"network namespaces can't be made here: {error}")
+    yield network
+    network.close()
+
+
+@pytest.fixture(params=["quick", "as it comes"])
+def environment(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    "Ray's, as a user of an unreliable network sets it, or who has never heard of that."
+    quick = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_"))}
+    if request.param == "quick":
+        env |= {f"RAY_health_check_{name}": value for name, value in quick.items()}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "GLOO_SOCKET_IFNAME": "eth0"}
+    env |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.getcwd()}
+    temporary = tempfile.mkdtemp(dir="/tmp")  # Ray's sockets need a short path
+    yield env | {"RAY_TMPDIR": temporary}
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def start_ray(network: Network, one: str, host: str, env: dict[str, str], *words: str) -> subprocess.Popen:
+    ray = str(Path(sys.executable).with_name("ray"))
+    return subprocess.Popen(
+        [*network.within(one, host), ray, "start", *words, "--object-store-memory=80000000", "--block"],
+        env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_machine_that_is_cut_off(job: Job, tmp_path: Path, network: Network, environment: dict[str, str]) -> None:
+    "Its worker is replaced, the others are freed and go on: no step is repeated, and the bits are the same."
+    (tmp_path / "driver.py").write_text(DRIVER)
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    address, place = "10.77.0.1:6399", environment["RAY_TMPDIR"]
+    head = ["--head", "--node-ip-address=10.77.0.1", "--port=6399", "--include-dashboard=false", f"--temp-dir={place}"]
+    with ExitStack() as stack:
+        rays = [start_ray(network, "a", "near", environment, *head, "--num-cpus=2")]
+        stack.callback(lambda: [end_session(ray) for ray in rays])
+        wait_for(lambda: Path(place, "ray_current_cluster").exists())
+        far = ["--address", address, "--num-cpus=1", "--node-ip-address"]
+        rays.append(start_ray(network, "b", "far", environment, *far, "10.77.0.2"))
+        driver = subprocess.Popen(
+            [*network.within("a", "near"), sys.executable, tmp_path / "driver.py", tmp_path / "job", tmp_path, address,
+             *network.cut("b")],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        stack.callback(driver.kill)
+        assert driver.stdout is not None
+        first = driver.stdout.readline()
+        assert first.startswith("{"), driver.communicate()
+        assert sorted(json.loads(first)["hosts"]) == ["far", "near", "near"]
+        rays.append(start_ray(network, "c", "new", environment, *far, "10.77.0.3"))
+        out, err = driver.communicate("go on\n", timeout=150)
+        assert out.startswith("{"), err
+        seen = json.loads(out)
+        print(seen["said"], seen["hit"]["waited"])
+        assert seen["hit"]["prints"] == seen["healthy"]["prints"] and seen["hit"]["losses"] == seen["healthy"]["losses"]
+        assert seen["hit"]["steps"] == list(range(21)), "none is repeated"
+        assert [rank for rank, _ in seen["failures"]] == [2] and seen["hosts"] == ["near", "near", "new"]
+        assert wait_for(lambda: not workers_in(rays[1]), 60), "what was cut off ends by itself"
+
+
+def workers_in(ray: subprocess.Popen) -> list[int]:
+    "The workers of a machine."
+    return [pid for pid in session(ray) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Worker")]
+
+
+def session(ray: subprocess.Popen) -> list[int]:
+    "All processes that `ray start` has started."
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == ray.pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def end_session(ray: subprocess.Popen) -> None:
+    ray.terminate()
+    try:
+        ray.wait(10)
+    except subprocess.TimeoutExpired:
+        ray.kill()
+    for pid in session(ray):
+        os.kill(pid, 9)
+
+
+def wait_for(look, seconds: float = 60) -> bool:
+    "Whether it comes true in that time."
+    deadline = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return bool(found)
