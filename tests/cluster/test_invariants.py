@@ -22,6 +22,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.9, "weight_decay": 1e-2, "augment": "crop", "presize": 27},
     "techniques": {
+        "arch": "simple_cnn_bn",
         "optimizer": "nesterov",
         "momentum": 0.9,
         "label_smoothing": 0.1,
