@@ -70,7 +70,7 @@ class Config:
     arch: str = option(
         "simple_cnn",
         "the model: linear, simple_net, simple_cnn, simple_cnn_bn, conv_net, resnet18, resnet34, resnet50, xresnet18, "
-        "xresnet34 or xresnet50",
+        "xresnet34 or xresnet50; an xresnet with _mish or _silu, _se and _blur behind it: xresnet18_mish_se",
         MODEL,
         "NAME",
     )
