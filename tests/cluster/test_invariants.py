@@ -92,6 +92,7 @@ ADAPTIVE: dict[str, dict[str, Any]] = {
     "rmsprop": {"optimizer": "rmsprop", "momentum": 0.9},
     "fine-tuned": {"optimizer": "adamw", "decay_weights_only": True, "fine_tune": True},
     "progressive": {"augment": "full", "presize": 30, "progressive": True},
+    "simple_net": {"arch": "simple_net", "momentum": 0.9},
 }
 
 
@@ -118,6 +119,23 @@ def test_two_workers_are_one_where_steps_are_of_one_length(
     np.testing.assert_allclose(many.valid["loss"][0], one.valid["loss"][0], **near)
     for key, tensor in one.states[0].items():
         np.testing.assert_allclose(many.states[0][key], tensor, atol=2e-3 if exact else 1e-2, rtol=1e-3, err_msg=key)
+    assert_ranks_agree(many, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["conv_net", "resnet18", "xresnet50", "xresnet18_mish_se_blur"])
+def test_two_workers_are_one_with_deep_models(
+    ray_gang: RayGang, local_gang: Callable[[Job], LocalGang], drive: Callable[..., Any], job: Job, arch: str
+) -> None:
+    "At a small rate: BatchNorm over a few pixels of a few samples makes much of the rounding of large steps."
+    mine = replace(job, arch=arch, size=48, presize=48, batch_size=27, momentum=0.9)
+    alone = local_gang(mine)
+    ray_gang.start(mine, 2)
+    one, many = (drive(gang, mine, lr=1e-5) for gang in (alone, ray_gang))
+    np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4)
+    np.testing.assert_allclose(many.valid["loss"][0], one.valid["loss"][0], rtol=1e-3)
+    for name, tensor in one.states[0].items():
+        np.testing.assert_allclose(many.states[0][name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
     assert_ranks_agree(many, 2)
 
 
