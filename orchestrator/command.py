@@ -50,6 +50,8 @@ def command(
     except UserError as error:
         text = "\n".join([str(error), *getattr(error, "__notes__", [])])
         return _fail(text, 2 if isinstance(error, UsageError) else 1, debug)
+    except MemoryError as error:
+        return _fail(f"there is not enough memory: {error}; lower --size or --batch-size; {kept}", 1, debug)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""
