@@ -97,7 +97,7 @@ class Worker(Replica):
         cbs = [*callbacks(job, device), self.results]
         super().__init__(RankLearner(model, None, cbs=cbs, splitter=splitter), self.reducer, device)
         self.learner.label_smoothing = job.label_smoothing
-        self.learner.class_weights = torch.tensor(job.class_weights) if job.class_weights else None
+        self.learner.class_weights = torch.tensor(job.class_weights, device=device) if job.class_weights else None
         self.learner("before_fit")
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
         if device.type == "cpu" or job.on_nan != "stop":  # a GPU would have to be waited for; there the driver looks
@@ -186,7 +186,6 @@ class Worker(Replica):
             here = batch.rows % parts == number if parts > 1 else slice(None)
             learner.last_part = self.reducer.last_part = number == parts - 1
             learner.batch, learner.rows = (batch.inputs[here], batch.targets[here]), batch.rows[here]
-            learner.weight = learner.weigh(batch.targets[here]) if self.job.class_weights else None
             learner.one_batch()
 
     @torch.no_grad()

@@ -93,6 +93,7 @@ ADAPTIVE: dict[str, dict[str, Any]] = {
     "fine-tuned": {"optimizer": "adamw", "decay_weights_only": True, "fine_tune": True},
     "progressive": {"augment": "full", "presize": 30, "progressive": True},
     "simple_net": {"arch": "simple_net", "momentum": 0.9},
+    "mixed and weighed": {"mix": MixConfig(mixup=0.4), "class_weights": (0.1, 0.9, 3.0, 0.5), "momentum": 0.9},
 }
 
 
