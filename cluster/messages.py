@@ -12,7 +12,6 @@ from learner.data.mix import MixConfig
 from learner.data.normalize import Normalize
 from learner.data.warp import AugmentConfig
 from learner.interpret import Outcomes
-from learner.metrics import Sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,3 @@ class Report:
     def losses(self) -> list[float]:
         "The mean loss of each global batch; NaN for one without samples."
         return [loss / n if n else float("nan") for loss, n in zip(self.batches["loss"], self.counts)]
-
-    def sums(self) -> Sums:
-        "The sums over the chunk, each with its count."
-        return {name: (sum(column), sum(self.counts)) for name, column in self.batches.items() if name != "count"}

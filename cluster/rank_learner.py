@@ -27,20 +27,21 @@ class RankLearner(Learner):
     "A Learner whose loss is a sum over its samples, which the step divides by the number of all ranks' samples."
 
     label_smoothing = 0.0
-    class_weights: Tensor | None = None  # on the CPU, where targets are counted
-    weight: float | None = None  # what the batch counts for in the mean of gradients, if not one a sample
+    class_weights: Tensor | None = None
 
     def get_loss(self) -> None:
         "`preds` and targets to the sum of losses; 0 for no samples. Only training smooths labels and weighs classes."
         special: tuple[Any, ...] = ()
         if self.model.training:
-            weights = self.class_weights
-            special = self.label_smoothing, None if weights is None else weights.to(self.preds.device)
+            special = self.label_smoothing, self.class_weights
         self.loss = cross_entropy(self.preds, self.batch[1], "sum", *special)
 
-    def weigh(self, targets: Tensor) -> float:
-        "What these samples (class numbers int64) count for in the mean of losses: one each, or their classes' weights."
-        return len(targets) if self.class_weights is None else float(self.class_weights[targets].sum())
+    def weight(self) -> Tensor | int:
+        "What the batch counts for in the mean of losses: its samples, or their classes' weights where each has one."
+        targets = self.batch[1]
+        if self.class_weights is None or targets.is_floating_point():
+            return len(targets)
+        return self.class_weights[targets].sum()
 
     def take_kept(self) -> tuple[Outcomes | None, dict[int, dict[str, np.ndarray]]]:
         "What callbacks have kept for a report, and forget now: outcomes and activations."
@@ -76,7 +77,7 @@ class RankResults(Callback):
         self.own, self.own_loss = self.own + len(targets), loss
         numbers = [loss.new_full((), len(targets)), loss, *(metric.to(loss.dtype) for metric in metrics)]
         if self.model.training:
-            self.reducer.weight.add_(len(targets) if self.learner.weight is None else self.learner.weight)
+            self.reducer.weight.add_(self.learner.weight())
             self.reducer.tail.add_(torch.stack(numbers))
         else:
             self.batches.append(torch.stack(numbers).double())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -98,7 +97,7 @@ class Worker(Replica):
         cbs = [*callbacks(job, device), self.results]
         super().__init__(RankLearner(model, None, cbs=cbs, splitter=splitter), self.reducer, device)
         self.learner.label_smoothing = job.label_smoothing
-        self.learner.class_weights = torch.tensor(job.class_weights) if job.class_weights else None
+        self.learner.class_weights = torch.tensor(job.class_weights, device=device) if job.class_weights else None
         self.learner("before_fit")
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
         if device.type == "cpu" or job.on_nan != "stop":  # a GPU would have to be waited for; there the driver looks
@@ -177,15 +176,16 @@ class Worker(Replica):
             raise
 
     def _parts(self, batch: Readable) -> None:
-        "The batch in as many parts as the job says, and behind the last of them the step."
-        learner, n = self.learner, len(batch.targets)
-        parts = self.job.accumulate if learner.model.training else 1
-        cuts = [n * i // parts for i in range(parts + 1)]
-        for number, (low, high) in enumerate(pairwise(cuts)):
+        """The batch in as many parts as the job says, and behind the last of them the step.
+
+        Rows are dealt to the parts in turn, so that a part has the same samples at any world size, which is what
+        BatchNorm sees at once, and each rank has its share of it.
+        """
+        learner, parts = self.learner, self.job.accumulate if self.learner.model.training else 1
+        for number in range(parts):
+            here = batch.rows % parts == number if parts > 1 else slice(None)
             learner.last_part = self.reducer.last_part = number == parts - 1
-            learner.batch = batch.inputs[low:high], batch.targets[low:high]
-            learner.weight = learner.weigh(batch.targets[low:high]) if self.job.class_weights else None
-            learner.rows = batch.rows[low:high]
+            learner.batch, learner.rows = (batch.inputs[here], batch.targets[here]), batch.rows[here]
             learner.one_batch()
 
     @torch.no_grad()

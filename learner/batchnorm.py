@@ -20,7 +20,8 @@ class BatchNorm(Module):
     Ioffe and Szegedy, 2015 (https://arxiv.org/abs/1502.03167), with torch's conventions: biased variance for the
     batch, unbiased for the running one, which moves by `momentum` at each training batch and is used in evaluation.
     Where the batch is spread over several devices, `sum_` is set to a function that replaces a tensor by its sum over
-    all of them; the statistics, and the gradients through them, are then those of the whole batch.
+    all of them; the statistics, and the gradients through them, are then those of the whole batch. A batch without a
+    sample, such as a part of a small last one, changes no statistics.
     """
 
     sum_: SumOverBatch | None = None
@@ -32,7 +33,7 @@ class BatchNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         "Same shape and dtype as `x`."
-        lone = x.numel() == x.shape[1]  # F.batch_norm refuses one value per channel, which several devices may share
+        lone = x.numel() <= x.shape[1]  # F.batch_norm refuses one value per channel, which several devices may share
         if self.training and (self.sum_ is not None or lone):
             return self._normalise_shared(x, self.sum_ or _nobody_else)
         statistics = self.running_mean, self.running_var
@@ -41,9 +42,10 @@ class BatchNorm(Module):
     def _normalise_shared(self, x: Tensor, sum_: SumOverBatch) -> Tensor:
         mean, var, count = shared_statistics(x, sum_)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             unbiased = var * (count / (count - 1).clamp(min=1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            momentum = (self.momentum * (count > 0)).to(mean.dtype)  # as a tensor: nobody waits for a GPU's count
+            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running.lerp_(new.to(running.dtype), momentum.to(running.dtype))
         return _Normalise.apply(x, self.weight, self.bias, mean, var, count, self.eps, sum_)
 
 
@@ -75,7 +77,7 @@ def shared_statistics(x: Tensor, sum_: SumOverBatch) -> tuple[Tensor, Tensor, Te
         var, mean = (stat.double() for stat in local)
     total = torch.cat([mean, var + mean.square(), mean.new_ones(1)]).mul_(count)
     sum_(total)
-    mean, square = (total[:-1] / total[-1]).chunk(2)
+    mean, square = (total[:-1] / total[-1].clamp(min=1)).chunk(2)
     return mean, (square - mean.square()).clamp_(min=0), total[-1:]
 
 
@@ -97,7 +99,7 @@ class _Normalise(torch.autograd.Function):
         bias_grad, weight_grad = _channel_sum(grad), _channel_sum(grad * normal)
         total = torch.cat([bias_grad, weight_grad])
         ctx.sum_(total)
-        grad_mean, product_mean = (total / count.to(total.dtype)).chunk(2)
+        grad_mean, product_mean = (total / count.clamp(min=1).to(total.dtype)).chunk(2)
         x_grad = grad - _per_channel(grad_mean, x) - normal * _per_channel(product_mean, x)
         x_grad = x_grad * _per_channel(scale.to(weight.dtype) * weight, x)
         return x_grad, weight_grad, bias_grad, None, None, None, None, None

@@ -52,7 +52,8 @@ def cross_entropy(
     """Cross entropy of `logits` (n, classes) float with class numbers (n,) int64 or probabilities (n, classes) float.
 
     `label_smoothing` e moves e of each target to all classes evenly (Szegedy et al., https://arxiv.org/abs/1512.00567);
-    `weight` (classes,) counts each class's samples as that many, in the mean too. Otherwise `reduction` is as in nll.
+    `weight` (classes,) counts each class's samples as that many, in the mean too; but a mean over probabilities is one
+    over samples, as torch's. Otherwise `reduction` is as in nll.
     """
     if targets.is_floating_point():
         return reduce(_soft_losses(logits, targets, label_smoothing, weight), reduction)

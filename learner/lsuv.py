@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.blocks import SqueezeExcitation
 from learner.errors import UserError
 from learner.layers import Conv, Linear
 from learner.module import Module
@@ -31,7 +32,8 @@ def lsuv(model: Module, x: Tensor, tolerance: float = 0.01, tries: int = 10) -> 
 
     One forward pass in evaluation mode, so that nothing is dropped and no statistics move: each layer is done when its
     input arrives, and then passes on what it gives. A layer is rescaled until its variance is within `tolerance` of 1,
-    `tries` times at most. Gives each layer's variance by name. UserError where a layer gives a constant.
+    `tries` times at most. Gives each layer's variance by name. UserError where a layer gives a constant. Left as they
+    are: the gates of SqueezeExcitation, which see but zeros until the BatchNorm before them has learnt something.
     """
     if not len(x):
         raise UserError("LSUV measures the layers on a batch, and this one is empty: give it some samples")
@@ -46,7 +48,9 @@ def lsuv(model: Module, x: Tensor, tolerance: float = 0.01, tries: int = 10) -> 
 
         return settle
 
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, Conv | Linear)]
+    gates = {layer for block in model.modules() if isinstance(block, SqueezeExcitation) for layer in block.modules()}
+    named = [(name, module) for name, module in model.named_modules() if module not in gates]
+    layers = [(name, module) for name, module in named if isinstance(module, Conv | Linear)]
     with observed(model, [(module, settler(name)) for name, module in layers]):
         model(x)
     return variances

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-from learner.errors import UserError
 
 Sums = dict[str, tuple[float, float]]
 
@@ -58,15 +56,6 @@ def per_class(confused: Tensor) -> dict[str, Tensor]:
     recall = right / support.clamp(min=1)
     f1 = 2 * right / (predicted + support).clamp(min=1)
     return {"precision": precision, "recall": recall, "f1": f1, "support": support}
-
-
-def merge(parts: Iterable[Sums]) -> Sums:
-    "Add sums and counts key by key; UserError if the parts differ in their keys, since an average of some would lie."
-    parts = list(parts)
-    for part in parts:
-        if part.keys() != parts[0].keys():
-            raise UserError(f"results differ in their keys: {sorted(parts[0])} and {sorted(part)}")
-    return {key: (sum(p[key][0] for p in parts), sum(p[key][1] for p in parts)) for key in (parts[0] if parts else ())}
 
 
 def means(sums: Sums) -> dict[str, float]:

@@ -51,21 +51,30 @@ def conv_net(n_in: int = 3, n_out: int = 10) -> Module:
     return Sequential(*convs, AdaptivePool(), Linear(widths[-1], n_out))
 
 
-NAMED = (
-    linear, simple_net, simple_cnn, simple_cnn_bn, conv_net, resnet18, resnet34, resnet50, xresnet18, xresnet34,
-    xresnet50,
-)  # fmt: skip
-MODELS: dict[str, Callable[[int, int], Module]] = {model.__name__: model for model in NAMED}
+XRESNETS = (xresnet18, xresnet34, xresnet50)
+NAMED = (linear, simple_net, simple_cnn, simple_cnn_bn, conv_net, resnet18, resnet34, resnet50, *XRESNETS)
+MODELS: dict[str, Callable[..., Module]] = {model.__name__: model for model in NAMED}
+OPTIONS: dict[str, dict[str, bool | str]] = {  # what may stand behind an xresnet's name: xresnet18_mish_se
+    "mish": {"act": "mish"}, "silu": {"act": "silu"}, "se": {"excite": True}, "blur": {"blur": True},
+}  # fmt: skip
 
 
 def build(name: str, n_in: int, n_out: int) -> Module:
     "The model of that name for `n_in` image channels and `n_out` classes; UsageError lists the names if unknown."
-    check_name(name)
-    return MODELS[name](n_in, n_out)
+    model, options = named(name)
+    return model(n_in, n_out, **options)
 
 
-def check_name(name: str) -> None:
-    "Raise UsageError, with the names there are, if `name` is no model."
-    if name not in MODELS:
-        hint = did_you_mean(name, MODELS)
-        raise UsageError(f"model {name!r} is unknown{hint}; known are {', '.join(MODELS)}")
+def named(name: str) -> tuple[Callable[..., Module], dict[str, bool | str]]:
+    """The function that makes the model of that name, and the options that the name asks it for.
+
+    Behind an xresnet's name come words of OPTIONS in any order. UsageError, with the names there are, for any other.
+    """
+    base, *words = [name] if name in MODELS else name.split("_")
+    options = {key: value for word in words for key, value in OPTIONS.get(word, {}).items()}
+    if base not in MODELS or len(options) < len(words) or (words and MODELS[base] not in XRESNETS):
+        raise UsageError(
+            f"model {name!r} is unknown{did_you_mean(name, MODELS)}; known are {', '.join(MODELS)}; an xresnet may "
+            "have _mish or _silu, _se (squeeze and excitation) and _blur behind its name, such as xresnet18_mish_se"
+        )
+    return MODELS[base], options

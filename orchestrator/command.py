@@ -48,12 +48,11 @@ def command(
         print(f"\ninterrupted: workers are stopped, {kept}", file=sys.stderr)
         return 130
     except UserError as error:
-        notes = getattr(error, "__notes__", [])
-        return _fail(
-            ("\n" if "\n" in str(error) else "; ").join([str(error), *notes]),
-            2 if isinstance(error, UsageError) else 1,
-            debug,
-        )
+        told = [str(error), *getattr(error, "__notes__", [])]
+        text = ("\n" if "\n" in told[0] else "; ").join(told)
+        return _fail(text, 2 if isinstance(error, UsageError) else 1, debug)
+    except MemoryError as error:
+        return _fail(f"there is not enough memory: {error}; lower --size or --batch-size; {kept}", 1, debug)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""

@@ -70,7 +70,7 @@ class Config:
     arch: str = option(
         "simple_cnn",
         "the model: linear, simple_net, simple_cnn, simple_cnn_bn, conv_net, resnet18, resnet34, resnet50, xresnet18, "
-        "xresnet34 or xresnet50",
+        "xresnet34 or xresnet50; an xresnet with _mish or _silu, _se and _blur behind it: xresnet18_mish_se",
         MODEL,
         "NAME",
     )
@@ -103,7 +103,9 @@ class Config:
     )
     label_smoothing: float = option(0.0, "how much of each label goes to all classes", TRAIN, "E")
     clip_grad: float = option(0.0, "bound on the norm of all gradients; 0: none", TRAIN, "NORM")
-    accumulate: int = option(1, "put each batch through the model in N parts, to save memory", TRAIN, "N")
+    accumulate: int = option(
+        1, "put each batch through the model in N parts, to save memory; BatchNorm sees a part at a time", TRAIN, "N"
+    )
     ema: float = option(0.0, "validate and save averaged weights, with this decay; 0: none", TRAIN, "DECAY")
     precision: str = option("fp32", "arithmetic of forward and backward", TRAIN, choices=("fp32", "bf16", "fp16"))
     fine_tune: int = option(0, "first N more epochs of the head alone, as in fastai", TRAIN, "N")

@@ -12,7 +12,7 @@ from cluster.comms import Solo
 from cluster.messages import Chunk
 from cluster.shards import n_batches
 from cluster.worker import Worker
-from learner.data.files import Labelled, image_files
+from learner.data.files import Labelled, image_files, printable_path
 from learner.data.loader import usable_cores
 from learner.errors import UsageError
 from learner.interpret import Outcomes
@@ -35,7 +35,7 @@ def image_list(places: Sequence[str]) -> list[str]:
     "The files that are meant: each as named, of a folder all images in it; UsageError for a folder without any."
     files: list[str] = []
     for place in places:
-        within = image_files(place) if Path(place).is_dir() else [place]
+        within = image_files(place) if Path(place).is_dir() else [printable_path(place)]
         if not within:
             raise UsageError(f"{place} has no images; name image files, or a folder that has some")
         files += within

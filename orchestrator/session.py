@@ -18,7 +18,7 @@ from learner.data.files import Split
 from learner.errors import UsageError, UserError, shown
 from learner.figures import image_grid, lr_curve
 from learner.lr_range import RangeTest
-from learner.models import check_name
+from learner.models import named
 from learner.optim import check_optimizer
 from orchestrator.build import (
     check_batch_size,
@@ -102,7 +102,7 @@ def open_session(config: Config) -> Iterator[Session]:
     """
     phases = Phases()
     phases.done("import")
-    check_name(config.arch)
+    named(config.arch)
     check_optimizer(config.optimizer)
     devices = visible_devices(config)
     check_batch_size(config, devices)

@@ -54,5 +54,5 @@ class Accumulate(Callback):
         self.learner.rows = None
 
     def cleanup_fit(self) -> None:
-        "Let every batch take its step again."
-        self.learner.last_part = True
+        "Let every batch take its step again; a fit may have ended before one, such as the LR finder's."
+        self.learner.last_part, self.samples = True, 0

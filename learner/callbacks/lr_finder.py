@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -18,7 +17,8 @@ class LRFinder(Callback):
 
     Afterwards `lrs` and `losses` hold the curve, `suggestions` a rate by each rule of lr_range (None if the loss never
     fell) and `suggestion` that of `minimum`; and the model and the callbacks' state are as before. A fit of too few
-    steps tries but the lower rates: `lr_find` runs one of enough.
+    steps tries but the lower rates: `lr_find` runs one of enough. A loss is that of a step: where several batches make
+    one (Accumulate), the mean over the samples of all.
     """
 
     order = 10
@@ -29,6 +29,7 @@ class LRFinder(Callback):
     def before_fit(self) -> None:
         "Plan the rates."
         self.test = RangeTest(*self.range)
+        self.total, self.samples = 0.0, 0
 
     def after_opt(self) -> None:
         "Keep the state that training changes, now that all callbacks have theirs."
@@ -44,11 +45,14 @@ class LRFinder(Callback):
         "Set the rate to try."
         self.opt.lr = self.test.planned[len(self.test.losses)]
 
-    def after_loss(self) -> None:
-        "Note the loss at the rates so far; raises CancelFitException once enough is known."
-        self.test.add(self.loss.item())
-        if self.test.finished:
-            raise CancelFitException
+    def after_backward(self) -> None:
+        "Before a step, note the mean loss of its samples; raises CancelFitException once enough is known."
+        self.total, self.samples = self.total + float(self.learner.loss_total()), self.samples + len(self.batch[1])
+        if self.last_part:
+            self.test.add(self.total / self.samples)
+            self.total, self.samples = 0.0, 0
+            if self.test.finished:
+                raise CancelFitException
 
     def cleanup_fit(self) -> None:
         "Put all back, and suggest; nothing if the fit ended before it began."
@@ -74,12 +78,12 @@ def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def lr_find(learn: Learner, start: float = 1e-6, end: float = 10.0, n_steps: int = RangeTest.steps) -> LRFinder:
-    """Test rates from `start` to `end` on `learn`, over as many epochs as `n_steps` batches take; see LRFinder.
+    """Test rates from `start` to `end` on `learn`, over as many epochs as `n_steps` steps take; see LRFinder.
 
     Without table and bars. Afterwards the learner is as it was before, and trains as if nothing had been.
     """
     finder, quiet = LRFinder(start, end, n_steps), (Progress, TrackResults)
     with learn.added(finder):
         learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, quiet)]
-        learn.fit(math.ceil(n_steps / len(learn.dls.train)))
+        learn.fit(n_steps)  # an epoch is a step or more, and the finder ends the fit
     return finder

@@ -7,7 +7,9 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
-from learner.errors import UsageError
+from learner.errors import UsageError, shown
+
+LIMIT = 4096  # pixels: larger pictures than a model of these is given, small enough that a typing error says so
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ def parse_sizes(spec: str | int) -> Sizes:
 
     Sizes with and without a fraction may be mixed. UsageError for anything else.
     """
-    stages = [re.fullmatch(r"([1-9]\d*)(?:@(0?\.\d+))?", stage) for stage in str(spec).split(":")]
-    if None in stages:
-        raise UsageError(f"size {spec!r} is not possible: it must be pixels, or stages of them such as 128@0.3:144:160")
-    sides, given = zip(*[(int(stage[1]), stage[2]) for stage in stages if stage])
+    stages = [re.fullmatch(r"([1-9]\d{,3})(?:@(0?\.\d+))?", stage) for stage in str(spec).split(":")]
+    sides, given = zip(*[(int(stage[1]), stage[2]) if stage else (LIMIT + 1, None) for stage in stages])
+    if max(sides) > LIMIT:
+        raise UsageError(
+            f"size {shown(repr(spec))} is not possible: it must be pixels, or stages of them such as 128@0.3:144:160, "
+            f"of {LIMIT} at most"
+        )
     rest, open_stages = 1 - sum(float(one) for one in given if one), given.count(None)
     fractions = [float(one) if one else rest / max(open_stages, 1) for one in given]
     if min(fractions) <= 0 or (not open_stages and abs(rest) > 1e-6):

@@ -13,7 +13,8 @@ import pytest
 from cluster.gang import Gang
 from cluster.messages import Chunk, Job
 from cluster.shards import n_batches
-from learner.metrics import Sums, merge
+from learner.metrics import Sums
+from orchestrator.tally import Tally
 
 LISTENING = "0A"  # the state's name in /proc/net/tcp
 
@@ -40,6 +41,11 @@ class Outcome:
 Drive = Callable[..., Outcome]
 
 
+def sums_of(tally: Tally) -> Sums:
+    "What a pass added up to, each sum with its count."
+    return {name: (total, tally.totals["count"]) for name, total in tally.totals.items() if name != "count"}
+
+
 def rate(step: int, peak: float = 0.1) -> float:
     "Another learning rate for each step, so that one that came late or twice would show."
     return peak / (1 + step % 5)
@@ -63,23 +69,23 @@ def drive() -> Drive:
     """
 
     def run(gang: Gang, job: Job, epochs: int = 2, length: int = 3, **hypers: float) -> Outcome:
-        parts: dict[bool, list[Sums]] = {True: [], False: []}
-        losses, counts, bad = [], [], []
+        tallies = {True: Tally(), False: Tally()}
+        losses, counts = [], []
         activations: dict[tuple[int, str], np.ndarray] = {}
         for epoch in range(epochs):
             for train in (True, False):
                 for reports in gang.stream(chunks(job, train, epoch, length, **hypers)):
                     assert [report.rank for report in reports] == list(range(gang.world_size))
                     assert all(report.batches == reports[0].batches for report in reports), "what all know"
-                    parts[train].append(reports[0].sums())
-                    bad += [image for report in reports for image in report.bad_images]
+                    tallies[train].add(reports)
                     for step, layers in (item for report in reports for item in report.activations.items()):
                         for layer, found in layers.items():
                             activations[step, layer] = activations.get((step, layer), 0) + found
                     if train:
                         losses += reports[0].losses
                         counts += reports[0].counts
-        sums = {train: merge(parts[train]) for train in parts}
+        sums = {train: sums_of(tally) for train, tally in tallies.items()}
+        bad = [image for tally in tallies.values() for image in tally.bad_images]
         states, prints = gang.call("state"), gang.call("fingerprint")
         return Outcome(losses, counts, sums[True], sums[False], bad, states, prints, activations)
 

@@ -22,6 +22,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.9, "weight_decay": 1e-2, "augment": "crop", "presize": 27},
     "techniques": {
+        "arch": "simple_cnn_bn",
         "optimizer": "nesterov",
         "momentum": 0.9,
         "label_smoothing": 0.1,
@@ -91,6 +92,8 @@ ADAPTIVE: dict[str, dict[str, Any]] = {
     "rmsprop": {"optimizer": "rmsprop", "momentum": 0.9},
     "fine-tuned": {"optimizer": "adamw", "decay_weights_only": True, "fine_tune": True},
     "progressive": {"augment": "full", "presize": 30, "progressive": True},
+    "simple_net": {"arch": "simple_net", "momentum": 0.9},
+    "mixed and weighed": {"mix": MixConfig(mixup=0.4), "class_weights": (0.1, 0.9, 3.0, 0.5), "momentum": 0.9},
 }
 
 
@@ -117,6 +120,23 @@ def test_two_workers_are_one_where_steps_are_of_one_length(
     np.testing.assert_allclose(many.valid["loss"][0], one.valid["loss"][0], **near)
     for key, tensor in one.states[0].items():
         np.testing.assert_allclose(many.states[0][key], tensor, atol=2e-3 if exact else 1e-2, rtol=1e-3, err_msg=key)
+    assert_ranks_agree(many, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["conv_net", "resnet18", "xresnet50", "xresnet18_mish_se_blur"])
+def test_two_workers_are_one_with_deep_models(
+    ray_gang: RayGang, local_gang: Callable[[Job], LocalGang], drive: Callable[..., Any], job: Job, arch: str
+) -> None:
+    "At a small rate: BatchNorm over a few pixels of a few samples makes much of the rounding of large steps."
+    mine = replace(job, arch=arch, size=48, presize=48, batch_size=27, momentum=0.9)
+    alone = local_gang(mine)
+    ray_gang.start(mine, 2)
+    one, many = (drive(gang, mine, lr=1e-5) for gang in (alone, ray_gang))
+    np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4)
+    np.testing.assert_allclose(many.valid["loss"][0], one.valid["loss"][0], rtol=1e-3)
+    for name, tensor in one.states[0].items():
+        np.testing.assert_allclose(many.states[0][name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
     assert_ranks_agree(many, 2)
 
 

@@ -15,11 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cluster.gang import LocalGang
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from learner.data.augment import crop_flip, draws
 from learner.data.files import Labelled
 from learner.data.loader import Dataset, collate_readable
+from learner.data.mix import MixConfig
 
 
 class Net(nn.Module):
@@ -161,3 +163,19 @@ def test_skipped_images_are_as_if_they_were_not_there(
     named = [Path(file).name.split(".")[0] for file, _ in ours.bad]
     assert sorted(named) == sorted(["empty", "text", "truncated", "cut", "empty", "text"]), "each named by one rank"
     assert len(set(ours.prints)) == 1
+
+
+@pytest.mark.parametrize("extra", [{"mix": MixConfig(mixup=0.4)}, {"accumulate": 3}], ids=["mixed", "accumulated"])
+def test_skipped_images_change_nothing_between_one_worker_and_three(
+    ray_gang: RayGang,
+    local_gang: Callable[[Job], LocalGang],
+    drive: Callable[..., Any],
+    with_bad: Job,
+    extra: dict[str, Any],
+) -> None:
+    mine = replace(with_bad, **extra)
+    ray_gang.start(mine, 3)
+    one, many = drive(local_gang(mine), mine, epochs=1), drive(ray_gang, mine, epochs=1)
+    assert many.counts == one.counts and sorted(many.bad) == sorted(one.bad)
+    np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4)
+    np.testing.assert_allclose(many.valid["loss"][0], one.valid["loss"][0], rtol=1e-4)

@@ -36,10 +36,9 @@ def test_a_report_has_sums_counts_and_time(worker: Make, job: Job) -> None:
     chunk = Chunk(True, 0, 4, 4, (LR,) * 3)  # the last batch of 53 in eights has 5
     report = worker(job).run(chunk)
     assert (report.rank, report.chunk, report.counts) == (0, chunk, [8, 8, 5])
-    sums = report.sums()
-    assert sums.keys() == {"loss", "accuracy"}
-    assert sums["loss"] == (pytest.approx(np.dot(report.losses, report.counts)), 21)
-    assert 0 <= sums["accuracy"][0] <= sums["accuracy"][1] == report.own == 21
+    assert report.batches.keys() == {"count", "loss", "accuracy"}
+    assert report.batches["loss"] == pytest.approx(np.multiply(report.losses, report.counts))
+    assert 0 <= sum(report.batches["accuracy"]) <= sum(report.counts) == report.own == 21
     assert 0 <= report.seconds["data"] <= report.seconds["total"]
     assert report.seconds["communication"] == 0
     assert report.bad_images == []
@@ -70,7 +69,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(worker: Make, job: Job) -> No
     one, other = worker(job), worker(replace(job, seed=4))
     first, second = one.run(Chunk(True, 0, 0, 0, still)), one.run(Chunk(True, 1, 0, 7, still))
     assert first.losses != second.losses
-    assert first.sums()["loss"] == pytest.approx(second.sums()["loss"], rel=1e-5), "the same images all the same"
+    assert sum(first.batches["loss"]) == pytest.approx(sum(second.batches["loss"]), rel=1e-5), "the same images"
     assert other.run(Chunk(True, 0, 0, 0, still)).losses != first.losses
 
 

@@ -133,6 +133,15 @@ def test_a_single_value_leaves_finite_statistics() -> None:
     assert_close(running(layer), (torch.tensor([0.3, 0.4]), torch.tensor([0.9, 0.9])))
 
 
+@pytest.mark.parametrize("sum_", [None, lambda total: None])
+def test_a_batch_without_samples_moves_nothing(sum_) -> None:
+    norm = BatchNorm(3)
+    norm.sum_ = sum_
+    norm(torch.zeros(0, 3, 4, 4)).sum().backward()
+    assert torch.equal(norm.running_mean, torch.zeros(3)) and torch.equal(norm.running_var, torch.ones(3))
+    assert not norm.weight.grad.any() and not norm.bias.grad.any()
+
+
 def test_evaluation_never_communicates() -> None:
     def refuse(tensor: Tensor) -> None:
         raise AssertionError("summed in evaluation")

@@ -67,6 +67,13 @@ def test_whole_models_are_initialised_layer_by_layer(name) -> None:
     assert model(x).isfinite().all()
 
 
+def test_gates_that_see_zeros_are_left_as_they_are() -> None:
+    model = build("xresnet18_mish_se_blur", 3, 5)
+    gates = {name: t.clone() for name, t in model.state_dict().items() if ".reduce." in name or ".expand." in name}
+    assert len(gates) == 4 * 8 and not any(f"{name}.weight" in gates for name in lsuv(model, batch(4)))
+    assert_close({name: model.state_dict()[name] for name in gates}, gates, rtol=0, atol=0)
+
+
 def test_statistics_modes_hooks_and_biases_are_left_alone() -> None:
     model = xresnet18(3, 5)
     model[1].training = False

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from learner.batchnorm import BatchNorm
+from learner.blocks import ResBlock, SqueezeExcitation
 from learner.errors import UsageError
-from learner.models import MODELS, build, check_name, simple_cnn, simple_cnn_bn
+from learner.layers import BlurPool, ConvLayer
+from learner.models import MODELS, build, named, simple_cnn, simple_cnn_bn
+from learner.xresnet import xresnet18, xresnet50
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "xresnet18_silu_se_blur"])
 @pytest.mark.parametrize(("n_in", "n_out", "height", "width"), [(1, 2, 32, 32), (3, 7, 40, 33), (3, 10, 64, 128)])
 def test_pictures_of_any_size_give_one_logit_a_class_and_reach_every_parameter(name, n_in, n_out, height, width):
     model = build(name, n_in, n_out)
@@ -35,10 +38,28 @@ def test_only_simple_cnn_bn_normalises_and_after_each_convolution() -> None:
     assert count(simple_cnn()) == 0 and count(simple_cnn_bn()) == 4
 
 
-@pytest.mark.parametrize("refuse", [check_name, lambda name: build(name, 3, 10)])
+@pytest.mark.parametrize("refuse", [named, lambda name: build(name, 3, 10)])
 def test_an_unknown_name_gets_the_nearest_and_the_list(refuse) -> None:
     with pytest.raises(UsageError) as caught:
         refuse("simple_cn")
-    for part in ("'simple_cn'", "did you mean simple_cnn?", *MODELS):
+    for part in ("'simple_cn'", "did you mean simple_cnn?", *MODELS, "_mish or _silu, _se", "_blur behind"):
         assert part in str(caught.value)
-    check_name("simple_cnn")
+    assert named("simple_cnn") == (simple_cnn, {})
+
+
+def test_an_xresnets_name_says_its_options() -> None:
+    for name in ("xresnet18_mish_se_blur", "xresnet18_blur_mish_se"):
+        assert named(name) == (xresnet18, {"act": "mish", "excite": True, "blur": True})
+    assert named("xresnet50_silu") == (xresnet50, {"act": "silu"})
+    model = build("xresnet18_mish_se_blur", 3, 10)
+    kinds = [type(module) for module in model.modules()]
+    assert BlurPool in kinds and SqueezeExcitation in kinds
+    acts = {module.act for module in model.modules() if isinstance(module, ConvLayer | ResBlock)}
+    assert acts == {"mish", False}, "False where a sum follows"
+
+
+@pytest.mark.parametrize("name", ["xresnet18_", "xresnet18_mish_silu", "xresnet18_se_se", "resnet18_mish", "_mish",
+                                  "simple_cnn_mish", "xresnet18_gelu", "xresnet", ""])  # fmt: skip
+def test_options_that_there_are_not_are_refused(name) -> None:
+    with pytest.raises(UsageError, match="is unknown"):
+        build(name, 3, 10)

@@ -30,7 +30,8 @@ def test_the_last_is_validations_and_the_largest_what_is_stored() -> None:
     assert (sizes.last, sizes.largest) == (128, 192)
 
 
-@pytest.mark.parametrize("spec", ["", "0", "-3", "128:", "128:x", "128-160", "128@2:160", "12.5", "128@:160", "1 2"])
+@pytest.mark.parametrize("spec", ["", "0", "-3", "128:", "128:x", "128-160", "128@2:160", "12.5", "128@:160", "1 2",
+                                  "4097", "64:99999", "9" * 5000])  # fmt: skip
 def test_what_is_no_size_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match=r"it must be pixels, or stages of them such as 128@0.3:144:160"):
         parse_sizes(spec)

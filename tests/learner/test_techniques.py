@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learner.callbacks import EMA, Accumulate, ClipGradients, MixedPrecision, OneCycle, TrackResults, fine_tune
+from learner.callbacks import EMA, Accumulate, ClipGradients, MixedPrecision, OneCycle, TrackResults, fine_tune, lr_find
 from learner.data.loader import DataLoaders
 from learner.errors import UserError
 from learner.groups import body_and_head, head_names, no_decay_groups, replace_head
@@ -47,6 +47,20 @@ def test_accumulated_batches_are_the_larger_batch(opt) -> None:
     for a, b in zip(ours.parameters(), theirs.parameters()):
         assert_close(a, b, rtol=1e-10, atol=1e-12)
     assert all(row["train_loss"] > 0 for row in tracked.history) and len(tracked.history) == 3
+
+
+def test_the_finder_sees_the_larger_batch_and_leaves_no_samples_behind() -> None:
+    parts = batches([3, 5, 4, 2, 6])
+    whole = [tuple(map(torch.cat, zip(*group))) for group in (parts[:2], parts[2:4], parts[4:])]
+    ours, theirs = (Learner(model(), DataLoaders(part), lr=0.1, cbs=cbs)
+                    for part, cbs in ((parts, [Accumulate(2)]), (whole, [])))  # fmt: skip
+    found, expected = lr_find(ours, 1e-3, 1.0, 10), lr_find(theirs, 1e-3, 1.0, 10)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-9) and len(found.losses) == 10
+    assert found.suggestions == pytest.approx(expected.suggestions)
+    for learn in (ours, theirs):
+        learn.fit(1)
+    for a, b in zip(ours.model.parameters(), theirs.model.parameters()):
+        assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_clipping_bounds_the_norm_of_all_gradients_and_leaves_small_ones() -> None:

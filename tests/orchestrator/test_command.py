@@ -27,6 +27,11 @@ NO_SPACE = OSError(28, "No space left on device")
         (UsageError("--x 3 is not possible"), 2, "error: --x 3 is not possible\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted: workers are stopped, "),
         (FileNotFoundError(2, "No such file", "/a/b"), 1, "error: No such file: /a/b; "),
+        (
+            MemoryError("Unable to allocate 9 GiB"),
+            1,
+            "error: there is not enough memory: Unable to allocate 9 GiB; lower",
+        ),
         (NO_SPACE, 1, "error: No space left on device; make room, or name another disk with --runs DIR; "),
     ],
 )

@@ -22,7 +22,7 @@ def test_the_exported_program_equals_the_model(run_copy, capsys) -> None:
     assert exported.state_dict.keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["simple_net", "conv_net", "xresnet18"])
+@pytest.mark.parametrize("name", ["simple_net", "conv_net", "xresnet18", "xresnet18_silu_se_blur"])
 def test_a_model_has_an_adapter_that_computes_the_same(name) -> None:
     model, pictures = build(name, 3, 4).eval(), torch.randn(2, 3, 32, 32)
     dressed = adapter(model)
@@ -80,7 +80,7 @@ def test_onnx_equals_the_model(run_copy, runtime, capfd) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "xresnet18_mish_se_blur", "xresnet18_silu"])
 def test_every_model_can_be_onnx(name, runtime, tmp_path) -> None:
     model = build(name, 3, 7)
     with torch.no_grad():

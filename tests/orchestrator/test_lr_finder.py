@@ -44,6 +44,17 @@ def test_a_gang_finds_what_one_process_finds(
     assert suggestion(many) == pytest.approx(suggestion(one), rel=1e-9)
 
 
+def test_accumulated_parts_give_the_curve_of_the_whole_batch(
+    ray_gang: RayGang, local_gang: Callable[[Job], LocalGang], found: Job
+) -> None:
+    plain = replace(found, arch="simple_cnn")  # BatchNorm's statistics are a part's
+    whole = range_test(plan_of(plain), local_gang(plain))
+    ray_gang.start(replace(plain, accumulate=3), 2)
+    parts = range_test(plan_of(plain), ray_gang)
+    sane = sum(lr < 0.01 for lr in whole.lrs)
+    assert parts.losses[:sane] == pytest.approx(whole.losses[:sane], rel=1e-4)
+
+
 def train_after(gang: Any, plan: Plan) -> list[float]:
     "The losses of an epoch."
     return [loss for reports in gang.stream(plan.chunks(True, 0, Pace())) for loss in reports[0].losses]

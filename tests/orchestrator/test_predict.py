@@ -110,6 +110,7 @@ def test_probabilities_that_are_no_numbers_are_null_in_json(run_copy, files, cap
         (["RUN", "x.jpg", "--jsn"], "did you mean --json"),
         (["/nowhere", "x.jpg"], "/nowhere is no folder"),
         (["RUN", "EMPTY"], "has no images"),
+        (["RUN", "\x1b[2J.jpg"], "has control characters in its name"),
     ],
 )
 def test_mistakes_are_named(trained, tmp_path, arguments, said, capsys) -> None:
