@@ -29,6 +29,7 @@ class Job:
     `class_weights` has one for each class, or none;
     `weights` replace those that the seed gives, all or some by name; `lsuv` scales them on the first training images;
     `activations` asks for what each layer gives in the first step of each epoch;
+    `compile` is auto (on a GPU), on or off;
     `on_nan` is what to do at a step whose loss or gradient is not finite: stop, skip it, or rollback;
     `outcomes` asks for what the model makes of each validation sample, with so many likeliest classes (0: for none).
     """
@@ -67,6 +68,7 @@ class Job:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     outcomes: int = 0
     on_nan: str = "stop"
+    compile: str = "off"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Report:
     `batches` are, by name, the sums over the samples of each global batch, all ranks' together: "count", "loss" and
     the metrics. `own` is how many samples were the rank's; `seconds` has the chunk's total, and of it the time waiting
     for data and for communication. `outcomes` are those of its own validation samples, and `activations` the sums of
-    each layer over its own samples (see ActivationStats) in each recorded step, where the job asks for them.
+    each layer over its own samples (see ActivationStats) in each recorded step, where the job asks for them. `notes`
+    are sentences for the user.
     """
 
     rank: int
@@ -104,6 +107,7 @@ class Report:
     bad_images: list[tuple[str, str]] = field(default_factory=list)
     outcomes: Outcomes | None = None
     activations: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> list[float]:

@@ -22,6 +22,7 @@ from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
+from learner.callbacks.compile import Compile
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
 from learner.callbacks.outcomes import KeepOutcomes
@@ -94,8 +95,10 @@ class Worker(Replica):
         splitter = body_and_head if job.fine_tune or job.body_apart else one_group
         groups = (no_decay_groups if job.decay_weights_only else plain_groups)(model, splitter)
         self.reducer = GradientSum([p for group in groups for p in group["params"]], comm, extra=len(NAMES))
-        self.results = RankResults(self.reducer)
-        cbs = [*callbacks(job, device), self.results]
+        self.results, self.notes = RankResults(self.reducer), list[str]()
+        compiled = job.compile == "on" or (job.compile == "auto" and device.type == "cuda")
+        self.compile = Compile(self.notes.append, lambda: self._say("compiling")) if compiled else None
+        cbs = [*callbacks(job, device), self.results, *filter(None, [self.compile])]
         super().__init__(RankLearner(model, None, cbs=cbs, splitter=splitter), self.reducer, device)
         self.learner.label_smoothing = job.label_smoothing
         self.learner.class_weights = torch.tensor(job.class_weights) if job.class_weights else None
@@ -143,8 +146,9 @@ class Worker(Replica):
         chunk = replace(self.chunk, hypers=self.chunk.hypers[: len(columns["count"])])
         total, waited = time.perf_counter() - self.started, self.comm.seconds - self.waited
         seconds = {"total": total, "data": self.data_seconds, "communication": waited}
-        kept = self.learner.take_kept()
-        return Report(self.comm.rank, chunk, columns, self.results.own, seconds, list(self.bad), *kept)
+        kept, notes = self.learner.take_kept(), list(self.notes)
+        self.notes.clear()
+        return Report(self.comm.rank, chunk, columns, self.results.own, seconds, list(self.bad), *kept, notes)
 
     def _say(self, doing: str) -> None:
         "Keep for whoever watches what this rank does now."
@@ -168,13 +172,25 @@ class Worker(Replica):
         "One global batch, of which `batch` has this rank's samples, and behind them those they are mixed with."
         self._set(hypers, part)
         self.part = part
+        if self.compile is not None:  # smaller ones come once an epoch, ones with gaps in any size
+            self.compile.worth = part.n == self.job.batch_size and not batch.bad
         training = self.learner.model.training
         self.buffers_before = [buffer.clone() for buffer in self.learner.model.buffers()] if training else []
+        own = self.results.own
         try:
             self._parts(batch)
-        except BaseException:
+        except BaseException as error:
             self._undo()
-            raise
+            if not self._was_compiled(error):
+                raise
+            self.results.own = own
+            self._parts(batch)
+
+    def _was_compiled(self, error: BaseException) -> bool:
+        "Whether code that was compiled for a batch failed, before anything of it was sent: without, it can be redone."
+        if self.compile is None or not isinstance(error, Exception) or isinstance(error, PeerLost | UserError):
+            return False
+        return self.compile.failed(error)
 
     def _parts(self, batch: Readable) -> None:
         "The batch in as many parts as the job says, and behind the last of them the step."

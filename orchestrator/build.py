@@ -133,6 +133,7 @@ def make_job(config: Config, split: Split) -> Job:
         sync_batchnorm=config.sync_batchnorm,
         skip_bad_images=config.bad_images == "skip",
         on_nan=config.on_nan,
+        compile=config.compile,
     )
 
 
