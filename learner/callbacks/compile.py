@@ -14,7 +14,7 @@ from learner.dropout import dropouts
 from learner.learner import Callback
 
 CACHE = "~/.cache/orchestrator/compiled"  # torch's own would be in /tmp, where others may have been first
-LIMIT = 6  # kinds of batches compiled for at a time; torch refuses more than 8
+LIMIT = 8  # kinds of batches compiled for at a time: torch refuses more
 RUNS = 3  # on a GPU the first run of a CUDA graph warms up, the second records it, the third replays it
 
 
@@ -28,12 +28,12 @@ class Compile(Callback):
     is not compiled, and neither is the update, a handful of calls with a rate of its own in each step.
     """
 
+    backend: Any = "inductor"
     order = 90  # behind all that prepare a batch, and within MixedPrecision's autocast
 
     def __init__(self, tell: Callable[[str], object] = print, busy: Callable[[], object] = lambda: None) -> None:
         self.tell, self.busy = tell, busy  # `busy` is called when code is about to be made, which takes its time
         self.worth, self.off, self.under_way = True, False, False
-        self.ready: set[tuple[Any, ...]] = set()
 
     def before_fit(self) -> None:
         "Begin with no code; refuse what can't be compiled."
@@ -46,15 +46,15 @@ class Compile(Callback):
     def _forget(self) -> None:
         "Code is kept by the function that it was made of, which may be another learner's too."
         torch.compiler.reset()
-        self.ready, self.fast = set(), tuple(self._compiled(function) for function in self.plain)
+        forward, loss = self.plain
+        # torch compiles functions, and lets each have code for so many kinds of arguments
+        self.fast = self._compiled(lambda *args: forward(*args)), self._compiled(lambda *args: loss(*args))
+        self.ready: set[tuple[Any, ...]] = set()
 
     def _compiled(self, function: Any) -> Any:
-        graphs = next(iter(self.model.parameters())).device.type == "cuda"
-
-        def call(*args: Any) -> Any:  # torch compiles functions and its own modules
-            return function(*args)
-
-        return torch.compile(call, mode="reduce-overhead" if graphs else None, dynamic=False, fullgraph=True)
+        on_gpu = next(iter(self.model.parameters())).device.type == "cuda"
+        mode = "reduce-overhead" if on_gpu and self.backend == "inductor" else None
+        return torch.compile(function, backend=self.backend, mode=mode, dynamic=False, fullgraph=True)
 
     def before_batch(self) -> None:
         "Put the compiled functions in place, if this batch is one for them."
