@@ -86,7 +86,8 @@ class Worker(Replica):
         torch.manual_seed(job.seed)
         model = build(job.arch, job.channels, job.n_classes).to(device)
         model.load_state_dict(model.state_dict() | {name: torch.tensor(array) for name, array in job.weights.items()})
-        self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
+        self.notes: list[str] = []
+        self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads, device, self.notes.append)
         if job.lsuv and not joining:
             lsuv(model, self._first_images(model, SAMPLE, device)[0])
         if not joining:
@@ -95,7 +96,7 @@ class Worker(Replica):
         splitter = body_and_head if job.fine_tune or job.body_apart else one_group
         groups = (no_decay_groups if job.decay_weights_only else plain_groups)(model, splitter)
         self.reducer = GradientSum([p for group in groups for p in group["params"]], comm, extra=len(NAMES))
-        self.results, self.notes = RankResults(self.reducer), list[str]()
+        self.results = RankResults(self.reducer)
         compiled = job.compile == "on" or (job.compile == "auto" and device.type == "cuda")
         self.compile = Compile(self.notes.append, lambda: self._say("compiling")) if compiled else None
         cbs = [*callbacks(job, device), self.results, *filter(None, [self.compile])]
@@ -269,7 +270,7 @@ class Worker(Replica):
 
     def unreadable(self, chunk: Chunk, rank: int, world_size: int) -> list[tuple[str, str]]:
         "The images of a chunk that a rank which is gone has left out, files and reasons."
-        data = LocalBatches(self.job, rank, world_size, self.threads)
+        data = LocalBatches(replace(self.job, on_device=False), rank, world_size, self.threads)
         stream = data.open(chunk)
         found = [bad for _ in chunk.hypers for bad in own_bad(*next(stream))]
         data.close()

@@ -32,7 +32,11 @@ class Config:
     )
     data_dir: str = option("~/.cache/orchestrator", "where downloaded and generated datasets are kept", DATA, "DIR")
     cache: str = option(
-        "auto", "keep decoded images: auto (in the data folder, if there is room), off, or a folder", DATA, "DIR"
+        "auto",
+        "keep decoded images: auto (in the data folder, if there is room), device (there, and all of them in the "
+        "memory of each GPU too, if they fit), off, or a folder",
+        DATA,
+        "auto|device|off|DIR",
     )
     split: str = option(
         "auto",
