@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test nightly lint install
+.PHONY: run test nightly gpu lint install
 
 run: install
 	$(BIN)/python -m orchestrator.launch --config recipes/shapes.toml \
@@ -13,6 +13,9 @@ test: install
 
 nightly: install
 	$(BIN)/python -m pytest
+
+gpu: install
+	$(BIN)/python -m pytest -m gpu -rs
 
 lint: install
 	$(BIN)/ruff format --check

@@ -15,7 +15,7 @@ NAMES = (
     "chaos", "data_path", "decoding", "driver", "epoch", "optimizer", "parameter", "scaling", "shapes", "startup",
     "step", "store",
 )  # fmt: skip
-LONG = ("accuracy", "imagenette")  # an hour; only when named
+LONG = ("accuracy", "gpu", "imagenette")  # an hour, or for a GPU; only when named
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = (
     "# Results\n\nWritten by `python -m benchmarks [NAME ...]`; each section says on what and when it was measured.\n"

@@ -39,3 +39,37 @@ def resnet18(n_out: int = 10) -> nn.Module:
     for n_in, width in pairwise([64, 64, 128, 256, 512]):
         blocks += [Block(n_in, width, 1 if width == 64 else 2), Block(width, width, 1)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, n_out))
+
+
+def conv_bn(n_in: int, width: int, ks: int, stride: int = 1, act: bool = True) -> nn.Sequential:
+    "Convolution, BatchNorm, and maybe a ReLU."
+    layers = [nn.Conv2d(n_in, width, ks, stride, ks // 2, bias=False), nn.BatchNorm2d(width)]
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if act else []))
+
+
+class Bottleneck(nn.Module):
+    "1x1, 3x3, 1x1 and a shortcut that halves by an average."
+
+    def __init__(self, n_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        inner = width // 4
+        self.branch = nn.Sequential(
+            conv_bn(n_in, inner, 1), conv_bn(inner, inner, 3, stride), conv_bn(inner, width, 1, act=False)
+        )
+        halve = [nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)] if stride > 1 else []
+        change = [conv_bn(n_in, width, 1, act=False)] if n_in != width else []
+        self.shortcut = nn.Sequential(*halve, *change)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "Branch plus shortcut."
+        return F.relu(self.branch(x) + self.shortcut(x), inplace=True)
+
+
+def xresnet50(n_out: int = 10) -> nn.Module:
+    "As learner/xresnet.py's: 23.5 M parameters."
+    stem = [conv_bn(3, 32, 3, 2), conv_bn(32, 32, 3), conv_bn(32, 64, 3), nn.MaxPool2d(3, 2, 1)]
+    blocks: list[nn.Module] = []
+    for stage, (n_in, width, depth) in enumerate(zip((64, 256, 512, 1024), (256, 512, 1024, 2048), (3, 4, 6, 3))):
+        blocks.append(Bottleneck(n_in, width, 2 if stage else 1))
+        blocks += [Bottleneck(width, width, 1) for _ in range(depth - 1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, n_out))

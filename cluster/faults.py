@@ -15,6 +15,7 @@ from learner.errors import UserError
 
 PATIENCE = 10.0  # a rank that says nothing for so long is gone: its pulse comes five times a second
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
+COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
 REFUSED = ("peer", "nan", "user")  # kinds of failures after which a rank holds what it held before the step
 FACTOR = 10.0  # how many of the slowest steps so far one may last before it counts as a hang
 
@@ -115,7 +116,7 @@ def hung(lives: Mapping[int, Life], limit: float, deserted: float | None = None)
     stuck = {
         rank: life
         for rank, life in lives.items()
-        if life.still > limit + (STARTING if life.sign.doing == "starting" else 0)
+        if life.still > limit + {"starting": STARTING, "compiling": COMPILING}.get(life.sign.doing, 0)
     }
     if guilty := stuck.keys() - waiting:
         return {rank: f"stands still for {stuck[rank].still:.1f} s, {doing(stuck[rank])}" for rank in sorted(guilty)}

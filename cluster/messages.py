@@ -20,7 +20,8 @@ class Job:
 
     `augment` is none, crop or full, as `augmentation` says; `mix` is MixUp and CutMix; in a `progressive` run, training
     steps come with a `size` of their own; `channels` is 3, or 1 for pictures in grey;
-    `store` is the folder of the store of decoded pictures, if there is to be one;
+    `store` is the folder of the store of decoded pictures, if there is to be one; `on_device` has all of them kept in
+    the device's memory;
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
     `fine_tune` has the head and the body in groups of their own, the body frozen until told otherwise;
@@ -28,6 +29,7 @@ class Job:
     `class_weights` has one for each class, or none;
     `weights` replace those that the seed gives, all or some by name; `lsuv` scales them on the first training images;
     `activations` asks for what each layer gives in the first step of each epoch;
+    `compile` is auto (on a GPU), on or off;
     `on_nan` is what to do at a step whose loss or gradient is not finite: stop, skip it, or rollback;
     `outcomes` asks for what the model makes of each validation sample, with so many likeliest classes (0: for none).
     """
@@ -49,6 +51,7 @@ class Job:
     progressive: bool = False
     channels: int = 3
     store: str | None = None
+    on_device: bool = False
     optimizer: str = "sgd"
     momentum: float | None = None
     weight_decay: float | None = None
@@ -66,6 +69,7 @@ class Job:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     outcomes: int = 0
     on_nan: str = "stop"
+    compile: str = "off"
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ class Report:
     `batches` are, by name, the sums over the samples of each global batch, all ranks' together: "count", "loss" and
     the metrics. `own` is how many samples were the rank's; `seconds` has the chunk's total, and of it the time waiting
     for data and for communication. `outcomes` are those of its own validation samples, and `activations` the sums of
-    each layer over its own samples (see ActivationStats) in each recorded step, where the job asks for them.
+    each layer over its own samples (see ActivationStats) in each recorded step, where the job asks for them. `notes`
+    are sentences for the user.
     """
 
     rank: int
@@ -103,6 +108,7 @@ class Report:
     bad_images: list[tuple[str, str]] = field(default_factory=list)
     outcomes: Outcomes | None = None
     activations: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from learner.callbacks.outcomes import KeepOutcomes
 from learner.callbacks.track import Metric
 from learner.interpret import Outcomes
 from learner.learner import Callback, Learner
-from learner.losses import cross_entropy
 from learner.metrics import accuracy
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy}
@@ -26,6 +25,7 @@ NAMES = ("count", "loss", *METRICS)  # what is summed over the samples of each g
 class RankLearner(Learner):
     "A Learner whose loss is a sum over its samples, which the step divides by the number of all ranks' samples."
 
+    loss_func: Callable[..., Tensor]
     label_smoothing = 0.0
     class_weights: Tensor | None = None
 
@@ -34,7 +34,7 @@ class RankLearner(Learner):
         special: tuple[Any, ...] = ()
         if self.model.training:
             special = self.label_smoothing, self.class_weights
-        self.loss = cross_entropy(self.preds, self.batch[1], "sum", *special)
+        self.loss = self.loss_func(self.preds, self.batch[1], "sum", *special)
 
     def weight(self) -> Tensor | int:
         "What the batch counts for in the mean of losses: its samples, or their classes' weights where each has one."

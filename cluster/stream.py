@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,31 +11,44 @@ import torch
 
 from cluster.messages import Chunk, Job
 from cluster.shards import LocalPart, local_batch, n_batches
-from learner.data.loader import DataLoader, Dataset, Readable, collate_readable, epoch_order
+from learner.data.feed import make_feed
+from learner.data.loader import DataLoader, Dataset, Readable, epoch_order
 from learner.data.mix import needed
 from learner.data.store import Store, StoredDataset
 
 
 class LocalBatches:
-    "Opens the training or validation set anywhere; consecutive chunks go on with the same stream."
+    """Opens the training or validation set anywhere; consecutive chunks go on with the same stream.
 
-    def __init__(self, job: Job, rank: int, world_size: int, threads: int) -> None:
+    Inputs come to `device`, where all are kept if the job says so and there is room; else it is told.
+    """
+
+    def __init__(
+        self, job: Job, rank: int, world_size: int, threads: int, device: torch.device | str = "cpu",
+        tell: Callable[[str], object] = print,
+    ) -> None:  # fmt: skip
         self.job, self.rank, self.world_size = job, rank, world_size
         n = len(job.train) + len(job.valid)
         self.store = Store(Path(job.store), n, job.presize, job.channels) if job.store else None
+        self.feed = make_feed(torch.device(device), job.on_device, n, job.presize, job.channels, tell)
         self.loaders = {train: self._loader(train, threads) for train in (True, False)}
         self._stream: Iterator[tuple[Readable, LocalPart]] = iter(())
         self._next: tuple[bool, int, int] | None = None
 
     def _loader(self, train: bool, threads: int) -> DataLoader:
-        return DataLoader(self.dataset(train), self.job.batch_size, n_workers=threads, collate=collate_readable)
+        collate = partial(self.feed.collate, first=self._first(train))
+        return DataLoader(self.dataset(train), self.job.batch_size, n_workers=threads, collate=collate)
+
+    def _first(self, train: bool) -> int:
+        "Where the training set begins among all pictures, and behind it the validation set."
+        return 0 if train else len(self.job.train)
 
     def dataset(self, train: bool) -> Dataset:
-        "The training or the validation set; in the store, this one comes behind that one."
+        "The training or the validation set."
         labelled = self.job.train if train else self.job.valid
         if self.store is None:
             return Dataset(labelled, self.job.presize, self.job.channels)
-        return StoredDataset(labelled, self.job.presize, self.store, 0 if train else len(self.job.train))
+        return StoredDataset(labelled, self.job.presize, self.store, self._first(train))
 
     def sit(self, rank: int, world_size: int) -> None:
         "Have another rank's samples from the next `open` on."
@@ -54,7 +67,8 @@ class LocalBatches:
         order = epoch_order(n, self.job.seed, epoch) if train else range(n)
         mine = partial(local_batch, n, size, rank=self.rank, world_size=self.world_size)
         parts = [self._with_partners(mine(batch=b), train) for b in range(first, n_batches(n, size))]
-        for batch, part in zip(loader.load([order[i] for i in part.places] for part in parts), parts):
+        for ready, part in zip(loader.load([order[i] for i in part.places] for part in parts), parts):
+            batch = ready()
             yield replace(batch, rows=torch.tensor(part.rows, dtype=torch.int64)[batch.rows]), part
 
     def _with_partners(self, part: LocalPart, train: bool) -> LocalPart:

@@ -21,6 +21,7 @@ from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
+from learner.callbacks.compile import Compile
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
 from learner.callbacks.outcomes import KeepOutcomes
@@ -84,7 +85,8 @@ class Worker(Replica):
         torch.manual_seed(job.seed)
         model = build(job.arch, job.channels, job.n_classes).to(device)
         model.load_state_dict(model.state_dict() | {name: torch.tensor(array) for name, array in job.weights.items()})
-        self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads)
+        self.notes: list[str] = []
+        self.data = LocalBatches(job, comm.rank, comm.world_size, loader_threads, device, self.notes.append)
         if job.lsuv and not joining:
             lsuv(model, self._first_images(model, SAMPLE, device)[0])
         if not joining:
@@ -94,7 +96,9 @@ class Worker(Replica):
         groups = (no_decay_groups if job.decay_weights_only else plain_groups)(model, splitter)
         self.reducer = GradientSum([p for group in groups for p in group["params"]], comm, extra=len(NAMES))
         self.results = RankResults(self.reducer)
-        cbs = [*callbacks(job, device), self.results]
+        compiled = job.compile == "on" or (job.compile == "auto" and device.type == "cuda")
+        self.compile = Compile(self.notes.append, lambda: self._say("compiling")) if compiled else None
+        cbs = [*callbacks(job, device), self.results, *filter(None, [self.compile])]
         super().__init__(RankLearner(model, None, cbs=cbs, splitter=splitter), self.reducer, device)
         self.learner.label_smoothing = job.label_smoothing
         self.learner.class_weights = torch.tensor(job.class_weights, device=device) if job.class_weights else None
@@ -142,8 +146,9 @@ class Worker(Replica):
         chunk = replace(self.chunk, hypers=self.chunk.hypers[: len(columns["count"])])
         total, waited = time.perf_counter() - self.started, self.comm.seconds - self.waited
         seconds = {"total": total, "data": self.data_seconds, "communication": waited}
-        kept = self.learner.take_kept()
-        return Report(self.comm.rank, chunk, columns, self.results.own, seconds, list(self.bad), *kept)
+        kept, notes = self.learner.take_kept(), list(self.notes)
+        self.notes.clear()
+        return Report(self.comm.rank, chunk, columns, self.results.own, seconds, list(self.bad), *kept, notes)
 
     def _say(self, doing: str) -> None:
         "Keep for whoever watches what this rank does now."
@@ -167,13 +172,25 @@ class Worker(Replica):
         "One global batch, of which `batch` has this rank's samples, and behind them those they are mixed with."
         self._set(hypers, part)
         self.part = part
+        if self.compile is not None:  # smaller ones come once an epoch, ones with gaps in any size
+            self.compile.worth = part.n == self.job.batch_size and not batch.bad
         training = self.learner.model.training
         self.buffers_before = [buffer.clone() for buffer in self.learner.model.buffers()] if training else []
+        own = self.results.own
         try:
             self._parts(batch)
-        except BaseException:
+        except BaseException as error:
             self._undo()
-            raise
+            if not self._was_compiled(error):
+                raise
+            self.results.own = own
+            self._parts(batch)
+
+    def _was_compiled(self, error: BaseException) -> bool:
+        "Whether code that was compiled for a batch failed, before anything of it was sent: without, it can be redone."
+        if self.compile is None or not isinstance(error, Exception) or isinstance(error, PeerLost | UserError):
+            return False
+        return self.compile.failed(error)
 
     def _parts(self, batch: Readable) -> None:
         """The batch in as many parts as the job says, and behind the last of them the step.
@@ -253,7 +270,7 @@ class Worker(Replica):
 
     def unreadable(self, chunk: Chunk, rank: int, world_size: int) -> list[tuple[str, str]]:
         "The images of a chunk that a rank which is gone has left out, files and reasons."
-        data = LocalBatches(self.job, rank, world_size, self.threads)
+        data = LocalBatches(replace(self.job, on_device=False), rank, world_size, self.threads)
         stream = data.open(chunk)
         found = [bad for _ in chunk.hypers for bad in own_bad(*next(stream))]
         data.close()

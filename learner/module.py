@@ -19,6 +19,7 @@ class _Marked(Tensor):
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _is_param = True  # torch's sign for its compiler that this stays where it is, and is a plain tensor underneath
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if id(self) not in memo:

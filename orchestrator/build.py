@@ -64,7 +64,7 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
     """
     if config.cache == "off":
         return None
-    automatic = config.cache == "auto"
+    automatic = config.cache in ("auto", "device")
     parent = Path(config.data_dir, "stores").expanduser() if automatic else Path(config.cache).expanduser()
     files = [*split.train.files, *split.valid.files]
     shape = config.presize, channels
@@ -81,6 +81,8 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
         print(f"images are decoded in every epoch: {error}", flush=True)
         return None
     print(f"decoded images are kept: {size / 2**20:.0f} MiB in {parent / name}, {there} of {len(files)} are there\n")
+    if config.cache == "device":
+        print(f"and in the memory of each worker's device: another {size / 2**20:.0f} MiB\n")
     return str((parent / name).absolute())
 
 
@@ -133,6 +135,8 @@ def make_job(config: Config, split: Split) -> Job:
         sync_batchnorm=config.sync_batchnorm,
         skip_bad_images=config.bad_images == "skip",
         on_nan=config.on_nan,
+        compile=config.compile,
+        on_device=config.cache == "device",
     )
 
 

@@ -32,7 +32,11 @@ class Config:
     )
     data_dir: str = option("~/.cache/orchestrator", "where downloaded and generated datasets are kept", DATA, "DIR")
     cache: str = option(
-        "auto", "keep decoded images: auto (in the data folder, if there is room), off, or a folder", DATA, "DIR"
+        "auto",
+        "keep decoded images: auto (in the data folder, if there is room), device (there, and all of them in the "
+        "memory of each GPU too, if they fit), off, or a folder",
+        DATA,
+        "auto|device|off|DIR",
     )
     split: str = option(
         "auto",
@@ -108,6 +112,12 @@ class Config:
     )
     ema: float = option(0.0, "validate and save averaged weights, with this decay; 0: none", TRAIN, "DECAY")
     precision: str = option("fp32", "arithmetic of forward and backward", TRAIN, choices=("fp32", "bf16", "fp16"))
+    compile: str = option(
+        "auto",
+        "forward and backward as code made for them by torch.compile: auto (on GPUs), on or off",
+        TRAIN,
+        choices=("auto", "off", "on"),
+    )
     fine_tune: int = option(0, "first N more epochs of the head alone, as in fastai", TRAIN, "N")
     early_stop: int = option(0, "end after N epochs without a better accuracy; 0: never", TRAIN, "N")
     save_best: bool = option(False, "save the epoch with the best accuracy instead of the last", TRAIN)

@@ -36,6 +36,7 @@ class Tracker:
         self.folder, self.terminal = folder, terminal
         self.board = Board(folder.path / "tensorboard", terminal.write, first_step)
         self.bad_images: dict[str, str] = {}
+        self.notes: set[str] = set()
         self.batches = self.faults = 0
         self.phases: Phases | None = None  # until the first step is done
 
@@ -61,6 +62,9 @@ class Tracker:
         self.batches += len(chunk.hypers)
         self.terminal.advance(self.batches)
         self._note_bad([bad for report in reports for bad in report.bad_images])
+        for note in (note for report in reports for note in report.notes if note not in self.notes):
+            self.notes.add(note)
+            self.terminal.write(f"note: {note}")
 
     def _note_start(self) -> None:
         if self.phases is not None:

@@ -3,6 +3,7 @@
 from learner.callbacks.accumulate import Accumulate
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
+from learner.callbacks.compile import Compile
 from learner.callbacks.ema import EMA
 from learner.callbacks.fine_tune import FineTune, fine_tune
 from learner.callbacks.lr_finder import LRFinder, lr_find
@@ -17,6 +18,7 @@ __all__ = [
     "Accumulate",
     "ActivationStats",
     "ClipGradients",
+    "Compile",
     "FineTune",
     "LRFinder",
     "MixedPrecision",

@@ -38,7 +38,7 @@ class Augment:
             return x[:, top : top + self.size, left : left + self.size]
         if rows is None:
             rows = torch.arange(n)
-        random = draws(self.seed, step, int(rows.max()) + 1 if n else 0, 3)[rows].to(x.device)
+        random = draws(self.seed, step, int(rows.max()) + 1 if n else 0, 3)[rows].to(x.device, non_blocking=True)
         return crop_flip(x, random, self.size)
 
 

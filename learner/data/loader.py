@@ -75,16 +75,20 @@ class Readable:
     bad: tuple[tuple[str, str], ...] = ()
 
 
-def collate_readable(dataset: Dataset, indices: Sequence[int]) -> Readable:
-    "As `collate`, leaving out what can't be read; n may be 0."
+def bytes_of(*shape: int) -> Tensor:
+    "Memory uint8 of that shape, for a loader to fill."
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+def collate_readable(dataset: Dataset, indices: Sequence[int], buffer: Callable[..., Tensor] = bytes_of) -> Readable:
+    "As `collate`, leaving out what can't be read; n may be 0. `buffer(*shape)` gives the memory for the pictures."
     size = dataset.size
-    pixels = np.empty((len(indices), size, size, dataset.channels), np.uint8)
-    errors = dataset.read(indices, pixels)
+    pixels = buffer(len(indices), size, size, dataset.channels)
+    errors = dataset.read(indices, pixels.numpy())
     rows = [row for row in range(len(indices)) if row not in errors]
     bad = tuple((errors[row].file, errors[row].reason) for row in sorted(errors))
     targets = torch.tensor([dataset.labelled.targets[indices[row]] for row in rows], dtype=torch.int64)
-    inputs = torch.from_numpy(pixels[rows] if bad else pixels)
-    return Readable(inputs, targets, torch.tensor(rows, dtype=torch.int64), bad)
+    return Readable(pixels[rows] if bad else pixels, targets, torch.tensor(rows, dtype=torch.int64), bad)
 
 
 def usable_cores() -> int:

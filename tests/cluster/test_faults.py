@@ -151,6 +151,8 @@ def life(doing: str, silent: float = 0.1, still: float = 0.1, step: int = 5) -> 
         ({0: life("communication", still=31), 1: life("computing", still=12)}, []),
         ({0: life("starting", still=31)}, []),
         ({0: life("starting", still=91)}, [0]),
+        ({0: life("compiling", still=600), 1: life("communication", still=600)}, []),
+        ({0: life("compiling", still=631), 1: life("communication", still=631)}, [0]),
     ],
 )
 def test_who_is_to_blame_for_a_standstill(lives: dict[int, Life], ended: list[int]) -> None:

@@ -1,0 +1,210 @@
+"""One GPU: images/s of ours against an equal torch.nn model, from bytes to updated weights; how much of a step is not
+kernels; seconds to the leaderboard's accuracy.
+
+All have the pictures on the device, cropped and mirrored there, bf16, channels_last, SGD with momentum.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import torch_models
+from benchmarks.accuracy import DATA
+from benchmarks.imagenette import train
+from benchmarks.timing import interleaved, quotients, shown
+from cluster.gang import LocalGang
+from cluster.messages import Chunk, Job
+from learner.data.augment import crop_flip
+from learner.data.feed import KeepingFeed
+from learner.data.files import Labelled
+from learner.data.normalize import Normalize
+from learner.models import build
+
+N, CLASSES, SEEDS = 4096, 10, 5
+CASES = (("simple_cnn", 128, 256, 100), ("xresnet50", 128, 128, 30))  # model, size, batch, steps a round
+ROUNDS = 15
+BASELINE = "torch.nn, torch.compile (CUDA graphs)"
+Steps = Callable[[], None]
+
+
+def ours(folder: Path, device: str, arch: str, size: int, batch: int, steps: int, compile: str) -> Steps:
+    "A worker's chunk, as the driver asks for it; the pictures are noise and on the device before."
+    labelled = Labelled(("none.jpg",) * N, tuple(i % CLASSES for i in range(N)))
+    job = Job(
+        train=labelled, valid=Labelled((), ()), n_classes=CLASSES, arch=arch, size=size, presize=size * 9 // 8,
+        batch_size=batch, seed=1, normalize=Normalize((0.5,) * 3, (0.25,) * 3), augment="crop", sync_batchnorm=True,
+        skip_bad_images=False, momentum=0.9, precision="bf16", compile=compile, on_device=True,
+    )  # fmt: skip
+    worker = LocalGang(job, device, folder).worker
+    feed = worker.data.feed
+    assert isinstance(feed, KeepingFeed)
+    feed.pixels.random_(256)
+    feed.kept.fill_(True)
+    at = 0
+
+    def run() -> None:
+        nonlocal at
+        report = worker.run(Chunk(True, at, 0, at * steps, ({"lr": 1e-3},) * steps))
+        assert not report.notes, report.notes
+        at += 1
+
+    return run
+
+
+def theirs(device: str, arch: str, size: int, batch: int, steps: int, mode: str | None) -> Steps:
+    "The loop that one would write: torch.nn, torch.optim fused, `mode` of torch.compile (none: without)."
+    net: Any = getattr(torch_models, arch)().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3, 0.9, fused=True)
+    forward = net if mode is None else torch.compile(net, mode=mode)
+    batches = fast_batches(device, size, batch)
+
+    def run() -> None:
+        for _ in range(steps):
+            x, y = batches()
+            with torch.autocast(device, torch.bfloat16):
+                loss = F.cross_entropy(forward(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def fast_batches(device: str, size: int, batch: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    "Random batches of noise that is on the device, cropped, mirrored and normalised there."
+    side = size * 9 // 8
+    pictures = torch.randint(256, (N, side, side, 3), dtype=torch.uint8, device=device)
+    targets = torch.arange(N, device=device) % CLASSES
+
+    def draw() -> tuple[Tensor, Tensor]:
+        rows = torch.randint(N, (batch,), device=device)
+        cropped = crop_flip(pictures[rows], torch.rand(batch, 3, device=device), size)
+        return cropped.float().div_(127.5).sub_(1).permute(0, 3, 1, 2), targets[rows]
+
+    return draw
+
+
+def lightning(device: str, arch: str, size: int, batch: int, steps: int) -> Steps:
+    "Lightning's Trainer over the same batches, as its documentation has it."
+    import lightning as L
+
+    class Classifier(L.LightningModule):
+        "The model and its loss."
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net: Any = getattr(torch_models, arch)().to(memory_format=torch.channels_last)
+
+        def training_step(self, item: Any, number: int) -> Tensor:
+            "The loss."
+            x, y = draw()
+            return F.cross_entropy(self.net(x), y)
+
+        def configure_optimizers(self) -> Any:
+            "SGD with momentum."
+            return torch.optim.SGD(self.parameters(), 1e-3, 0.9, fused=True)
+
+    draw, model = fast_batches(device, size, batch), Classifier()
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    accelerator = "gpu" if device == "cuda" else "cpu"
+
+    def run() -> None:
+        trainer = L.Trainer(accelerator=accelerator, devices=1, precision="bf16-mixed", max_epochs=1, **quiet)
+        trainer.fit(model, torch.utils.data.DataLoader(range(steps), batch_size=None))  # type: ignore[arg-type]
+
+    return run
+
+
+def awaited(run: Steps, device: str) -> Steps:
+    "`run`, and until the device is done."
+
+    def both() -> None:
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return both
+
+
+def not_kernels(run: Steps) -> float:
+    "The share of the time of `run` in which the GPU does nothing, by torch's profiler."
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+    return max(0.0, 1 - busy / seconds)
+
+
+def contest(device: str, arch: str, size: int, batch: int, steps: int, rounds: int = ROUNDS) -> list[str]:
+    "A row for each alternative."
+    case = arch, size, batch, steps
+    with tempfile.TemporaryDirectory() as logs:
+        alternatives: dict[str, Steps] = {
+            "ours": ours(Path(logs), device, *case, compile="on"),
+            "ours, --compile off": ours(Path(logs), device, *case, compile="off"),
+            "torch.nn": theirs(device, *case, mode=None),
+            "torch.nn, torch.compile": theirs(device, *case, mode="default"),
+            BASELINE: theirs(device, *case, mode="reduce-overhead"),
+        }
+        if importlib.util.find_spec("lightning"):
+            alternatives["Lightning"] = lightning(device, *case)
+        alternatives = {name: awaited(run, device) for name, run in alternatives.items()}
+        for run in alternatives.values():
+            run()  # compiles
+        seconds = interleaved(alternatives, rounds)
+        rows = []
+        for name, times in seconds.items():
+            speed = batch * steps / sorted(times)[len(times) // 2]
+            idle = f"{not_kernels(alternatives[name]):.0%}" if device == "cuda" else "?"
+            rows.append(f"| {arch} | {name} | {speed:,.0f} | {shown(quotients(seconds, name, BASELINE))} | {idle} |")
+    return rows
+
+
+def leaderboard() -> str:
+    "Accuracy and training time of the recipe, several seeds; the first run also decodes."
+    if not DATA.exists():
+        return f"Time to 87.43% was not measured: {DATA.name} is not here."
+    lines = [
+        "| seed | validation accuracy after 5 epochs | seconds from the command to its end |",
+        "| --- | --- | --- |",
+    ]
+    for seed in range(1, SEEDS + 1):
+        accuracy, seconds = train(seed, ["--gpus", "1", "--arch", "xresnet50", "--cache", "device"])
+        lines.append(f"| {seed} | {accuracy:.4f} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def run() -> str:
+    "Tables; without a GPU, a sentence that says so."
+    if not torch.cuda.is_available():
+        return "There is no GPU here: nothing was measured."
+    rows = [row for case in CASES for row in contest("cuda", *case)]
+    cases = "; ".join(f"{arch}: {size} px, batches of {batch}, {steps} steps" for arch, size, batch, steps in CASES)
+    count = {arch: sum(p.numel() for p in build(arch, 3, CLASSES).parameters()) / 1e6 for arch, *_ in CASES}
+    return f"""\
+{cases}; {ROUNDS} rounds, interleaved. Parameters: {", ".join(f"{arch} {n:.1f} M" for arch, n in count.items())}.
+Medians (quartiles) of the time over that of {BASELINE}.
+
+| model | alternative | images/s | time over theirs | share of the time without a kernel |
+| --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+{leaderboard()}
+"""

@@ -1,0 +1,148 @@
+"Compile: forward, loss and backward of a training batch as the few kernels that torch's compiler makes of them."
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learner.batchnorm import BatchNorm
+from learner.dropout import dropouts
+from learner.learner import Callback
+
+CACHE = "~/.cache/orchestrator/compiled"  # torch's own would be in /tmp, where others may have been first
+LIMIT = 8  # kinds of batches compiled for at a time: torch refuses more
+RUNS = 3  # on a GPU the first run of a CUDA graph warms up, the second records it, the third replays it
+
+
+class Compile(Callback):
+    """Train through `torch.compile`, on a GPU with CUDA graphs; as without it where that can't be, and `tell` why.
+
+    For each kind of batch (shapes, and what of the model is frozen) the code is made, and tried with gradients that go
+    nowhere, before its first step: what fails there has changed nothing. Whether a batch is compiled depends on what
+    it is, never on what came before, so that a run that was resumed computes the same bits. Whoever knows that a batch
+    is of a kind that will not come again, such as an epoch's last, says by `worth` that it is not worth it. Validation
+    is not compiled, and neither is the update, a handful of calls with a rate of its own in each step.
+    """
+
+    backend: Any = "inductor"
+    order = 90  # behind all that prepare a batch, and within MixedPrecision's autocast
+
+    def __init__(self, tell: Callable[[str], object] = print, busy: Callable[[], object] = lambda: None) -> None:
+        self.tell, self.busy = tell, busy  # `busy` is called when code is about to be made, which takes its time
+        self.worth, self.off, self.under_way = True, False, False
+
+    def before_fit(self) -> None:
+        "Begin with no code; refuse what can't be compiled."
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(CACHE).expanduser()))
+        self.modules, self.layers = list(self.model.modules()), dropouts(self.model)
+        self.norms = [module for module in self.modules if isinstance(module, BatchNorm)]
+        self.off, self.said, self.plain = False, set[str](), (self.learner.forward, self.learner.loss_func)
+        self._forget()
+
+    def _forget(self) -> None:
+        "Code is kept by the function that it was made of, which may be another learner's too."
+        torch.compiler.reset()
+        forward, loss = self.plain
+        # torch compiles functions, and lets each have code for so many kinds of arguments
+        self.fast = self._compiled(lambda *args: forward(*args)), self._compiled(lambda *args: loss(*args))
+        self.ready: set[tuple[Any, ...]] = set()
+
+    def _compiled(self, function: Any) -> Any:
+        on_gpu = next(iter(self.model.parameters())).device.type == "cuda"
+        mode = "reduce-overhead" if on_gpu and self.backend == "inductor" else None
+        return torch.compile(function, backend=self.backend, mode=mode, dynamic=False, fullgraph=True)
+
+    def before_batch(self) -> None:
+        "Put the compiled functions in place, if this batch is one for them."
+        self.under_way = False
+        if self.off or not self.worth or not self.model.training or self._obstacle():
+            return
+        x, y = self.batch
+        trained = sum(p.requires_grad for p in self.model.parameters())
+        kind = x.shape, x.stride(), y.shape, y.dtype, trained
+        if kind not in self.ready:
+            if len(self.ready) == LIMIT:
+                self._forget()
+            self._try()
+            self.ready.add(kind)
+        if not self.off:
+            torch.compiler.cudagraph_mark_step_begin()
+            self._put(self.fast)
+            self.under_way = True
+
+    def after_backward(self) -> None:
+        "What comes now is not compiled."
+        self.under_way = False
+
+    def cleanup_batch(self) -> None:
+        "Let all else go through the model as it is."
+        self._put(self.plain)
+
+    def failed(self, error: Exception) -> bool:
+        "Whether the batch that this error ended was in compiled code, and may be done again: there is none any more."
+        if self.under_way:
+            self._give_up(error)
+        return self.under_way
+
+    def _obstacle(self) -> bool:
+        "Whether the model has now what compiled code can't have."
+        reason = ""
+        if any(module._hooks for module in self.modules):
+            reason = "hooks look at its layers, as --activations wants it"
+        elif any(norm.sum_ is not None for norm in self.norms):
+            reason = "BatchNorm asks the other workers on the way; with --no-sync-batchnorm it does not"
+        if reason:
+            self._say(reason)
+        return bool(reason)
+
+    def _say(self, reason: str) -> None:
+        if reason not in self.said:
+            self.said.add(reason)
+            self.tell(f"the model trains uncompiled: {reason}")
+
+    def _give_up(self, error: Exception) -> None:
+        self.off = True
+        torch.compiler.reset()
+        self._say(first_line(error))
+
+    def _put(self, functions: tuple[Any, ...]) -> None:
+        self.learner.forward, self.learner.loss_func = functions
+
+    def _try(self) -> None:
+        "Go forth and back for nothing, so that all code is made; give up where that fails."
+        self.busy()
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        try:
+            self._put(self.fast)
+            for _ in range(RUNS if self.batch[0].device.type == "cuda" else 1):
+                self._run()
+        except Exception as error:  # compilers have many
+            self._give_up(error)
+        finally:
+            self._put(self.plain)
+            for buffer, old in zip(self.model.buffers(), before):
+                buffer.data.copy_(old)
+            for layer in self.layers:
+                layer.calls = 0
+
+    def _run(self) -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        for layer in self.layers:
+            layer.calls = 0
+        self.learner.predict()
+        with torch.autocast(self.batch[0].device.type, enabled=False):  # as MixedPrecision has it
+            self.learner.preds = self.preds.float()
+            self.learner.get_loss()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        torch.autograd.grad(self.loss * self.loss_scale, parameters, allow_unused=True)
+
+
+def first_line(error: Exception) -> str:
+    "What an error comes to, in a sentence: compilers wrap the cause into many."
+    lines = [line.strip() for line in f"{error}".splitlines() if line.strip()] or [""]
+    told = next((line for line in lines if not line.endswith("raised:")), lines[0])
+    return f"{type(error).__name__}: {told[:200]}"

@@ -1,0 +1,151 @@
+"Workers that train through torch.compile: what holds of a run without it holds of one with it."
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.comms import Solo
+from cluster.messages import Chunk, Job
+from cluster.ray_gang import RayGang
+from cluster.worker import Worker
+from learner.callbacks import Compile
+from tests.chaos.injector import Fault, Plan
+
+CHUNK = Chunk(True, 0, 0, 0, tuple({"lr": 0.1 / (1 + i), "momentum": 0.5 + i / 20} for i in range(7)))
+
+
+class Compiler:
+    "Runs graphs as they are, and fails in the run of that number."
+
+    def __init__(self, fails: int = -1) -> None:
+        self.fails, self.graphs, self.runs = fails, 0, 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Callable[..., Any]:
+        self.graphs += 1
+
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            if self.runs == self.fails:
+                raise RuntimeError("CUDA error: no such luck")
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[..., Worker]]:
+    "A factory of Workers with a compiler."
+    made: list[Worker] = []
+
+    def make(job: Job, compiler: Compiler) -> Worker:
+        with patch.object(Compile, "backend", compiler):
+            made.append(Worker(job, Solo(), torch.device("cpu"), 1))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def full(job: Job) -> Job:
+    "With all that a step may change."
+    return replace(job, arch="simple_cnn_bn", momentum=0.9, ema=0.9, accumulate=2, augment="crop", presize=27)
+
+
+def test_a_full_batch_is_compiled_for_once(worker: Callable[..., Worker], full: Job) -> None:
+    compiler = Compiler()
+    compiled, plain = worker(replace(full, compile="on"), compiler), worker(full, Compiler())
+    assert compiled.run(CHUNK).batches == plain.run(CHUNK).batches
+    assert compiled.fingerprint() == plain.fingerprint()
+    assert compiler.graphs == 2, "the model and the loss, not those of the epoch's last and smaller batch"
+
+
+@pytest.mark.slow
+def test_the_rate_is_no_part_of_the_code(worker: Callable[..., Worker], full: Job) -> None:
+    compiler = Compiler()
+    one = worker(replace(full, compile="on"), compiler)
+    one.run(CHUNK)
+    before = compiler.graphs
+    one.run(replace(CHUNK, epoch=1, step=7, hypers=({"lr": 0.003, "momentum": 0.7},) * 7))
+    assert compiler.graphs == before
+
+
+@pytest.mark.slow
+def test_resume_is_exact(worker: Callable[..., Worker], full: Job) -> None:
+    through, resumed = (worker(replace(full, compile="on"), Compiler()) for _ in range(2))
+    through.run(replace(CHUNK, hypers=CHUNK.hypers[:3]))
+    resumed.load(through.snapshot())
+    rest = replace(CHUNK, first=3, step=3, hypers=CHUNK.hypers[3:])
+    assert through.run(rest).batches == resumed.run(rest).batches
+    assert through.fingerprint() == resumed.fingerprint()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_fits_a_run_without(worker: Callable[..., Worker], full: Job) -> None:
+    compiled, plain = worker(replace(full, compile="on"), Compiler()), worker(full, Compiler())
+    compiled.run(CHUNK)
+    plain.load(compiled.snapshot())
+    assert plain.fingerprint() == compiled.fingerprint()
+
+
+@pytest.mark.parametrize("run", [8, *(pytest.param(run, marks=pytest.mark.slow) for run in (1, 3, 7, 14))])
+def test_a_step_whose_code_fails_is_done_again_without(worker: Callable[..., Worker], full: Job, run: int) -> None:
+    "Run 1 is in the trial, 3 in the first step, 8 in the second part of a batch."
+    broken, plain = worker(replace(full, compile="on"), Compiler(fails=run)), worker(full, Compiler())
+    report, expected = broken.run(CHUNK), plain.run(CHUNK)
+    assert report.notes == ["the model trains uncompiled: RuntimeError: CUDA error: no such luck"]
+    assert (report.batches, report.own) == (expected.batches, expected.own)
+    assert broken.fingerprint() == plain.fingerprint()
+    assert broken.run(replace(CHUNK, epoch=1, step=7)).notes == []
+
+
+def test_auto_leaves_a_cpu_alone(worker: Callable[..., Worker], full: Job) -> None:
+    compiler = Compiler()
+    worker(replace(full, compile="auto"), compiler).run(CHUNK)
+    assert compiler.graphs == 0
+
+
+@pytest.mark.slow
+def test_two_workers_are_one(ray_gang: RayGang, local_gang: Any, drive: Any, full: Job) -> None:
+    job = replace(full, arch="simple_cnn", compile="on")
+    alone = drive(local_gang(replace(job, compile="off")), job)
+    ray_gang.start(job, 2)
+    together = drive(ray_gang, job)
+    assert len(set(together.prints)) == 1
+    for name, array in alone.states[0].items():
+        np.testing.assert_allclose(together.states[0][name], array, rtol=5e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_compiles_anew_while_the_other_waits(
+    ray_gang: RayGang, fault_plan: Plan, drive: Any, full: Job
+) -> None:
+    job = replace(full, arch="simple_cnn", compile="on")
+    before = ray_gang.tolerance
+    try:
+        prints = []
+        for faults in ([], [Fault(1, 3, "backward", "SIGKILL")]):
+            fault_plan.write(faults)
+            ray_gang.tolerance = replace(before, hang_after=2.0)
+            ray_gang.start(job, 2)
+            prints.append(set(drive(ray_gang, job).prints))
+            assert [failure.kind for failure in ray_gang.failures] == ["died"] * len(faults)
+        assert prints[0] == prints[1]
+        assert len(prints[0]) == 1
+    finally:
+        fault_plan.write([])
+        ray_gang.tolerance = before
+
+
+@pytest.mark.slow
+def test_batchnorm_that_asks_the_others_is_not_compiled(ray_gang: RayGang, full: Job) -> None:
+    ray_gang.start(replace(full, compile="on"), 2)
+    reports = next(ray_gang.stream([CHUNK]))
+    assert all("--no-sync-batchnorm" in note for report in reports for note in report.notes)
+    assert all(report.notes for report in reports)
