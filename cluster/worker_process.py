@@ -18,6 +18,7 @@ from cluster.messages import Job
 from cluster.pulse import Sign, start_pulse
 from cluster.ray_cluster import node_address
 from cluster.worker import Worker
+from learner.memory import keep_memory
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class WorkerProcess:
         self.rank, self.busy = -1, "starting"
         self.worker: Worker | None = None
         self.out_of_group = True
+        keep_memory()
         start_pulse(meeting, name, self.sign)
 
     def where(self) -> Place:
