@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from cluster.comms import Group, Meeting, Store
-from learner.memory import keep_memory
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
@@ -32,7 +31,6 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
 
 def _member(rank: int, world_size: int, meeting: Meeting, results: Any, function: Any, args: Any) -> None:
     torch.set_num_threads(1)
-    keep_memory()
     group = Group(rank, world_size, meeting, "gloo")
     try:
         result = function(group, *args)

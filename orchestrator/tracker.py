@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.worker import Report
@@ -114,8 +115,9 @@ class Tracker:
                 self.board.add_scalar(f"activations_{key}/{name}", getattr(stats, key).item(), step)
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
-        for tag, value in values.items():
-            self.board.add_scalar(tag, value, step)
+        "As one event: SummaryWriter's own would be one for each, and take twice the time, every step."
+        event = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        self.board._get_file_writer().add_summary(event, step)
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
         "Put a picture into TensorBoard."
