@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,14 +44,21 @@ def write_section(name: str, text: str) -> None:
 
 
 def main(names: list[str]) -> None:
-    "Run benchmarks one after the other, each in the state in which a new process finds torch."
-    threads = torch.get_num_threads()
+    "Run a benchmark; of several, each in a process of its own, so that none has to do with another's state or failure."
+    if unknown := set(names) - {*NAMES, *LONG}:
+        sys.exit(f"error: no benchmark is called {min(unknown)}; there are {', '.join(NAMES + LONG)}")
+    if len(names) == 1:
+        write_section(names[0], importlib.import_module(f"benchmarks.{names[0]}").run())
+        return
+    failed = []
     for name in names or NAMES:
-        if name not in NAMES + LONG:
-            sys.exit(f"error: no benchmark is called {name}; there are {', '.join(NAMES + LONG)}")
         print(f"== {name}", flush=True)
-        torch.set_num_threads(threads)
-        write_section(name, importlib.import_module(f"benchmarks.{name}").run())
+        started = time.perf_counter()
+        if subprocess.run([sys.executable, "-m", "benchmarks", name]).returncode:
+            failed.append(name)
+        print(f"{time.perf_counter() - started:.0f} s", flush=True)
+    if failed:
+        sys.exit(f"error: {', '.join(failed)} failed; what RESULTS.md says of the others is new")
 
 
 if __name__ == "__main__":

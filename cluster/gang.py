@@ -16,6 +16,7 @@ from cluster.messages import Chunk, Job, Report
 from cluster.worker import Worker
 from learner.data.loader import usable_cores
 from learner.errors import UserError
+from learner.memory import keep_memory
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class LocalGang:
         seat = Seat(0, 1, 0, 1)
         os.environ |= seat.environment()
         torch.set_num_threads(seat.threads)
+        keep_memory()
         self.worker = Worker(job, Solo(), torch.device(device), seat.threads)
         seat.log_file(log_folder).write_text(f"{seat} on {device}: in the driver's process, which has the terminal\n")
 

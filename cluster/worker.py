@@ -39,6 +39,7 @@ from learner.models import build
 from learner.module import Module
 from learner.optim import make_optimizer
 from learner.optimizer import SkipStep
+from learner.statistics import Statistics
 
 SAMPLE = 64  # images that LSUV looks at
 
@@ -70,6 +71,8 @@ def callbacks(job: Job, device: torch.device) -> list[Callback]:
 
 def own_bad(batch: Readable, part: LocalPart) -> list[tuple[str, str]]:
     "The unreadable files among a rank's own samples; the others it loads are another rank's to report."
+    if not batch.bad:
+        return []
     own = int((batch.rows < part.mine.stop).logical_and(batch.rows >= part.mine.start).sum())
     return list(batch.bad[: len(part.mine) - own])
 
@@ -103,11 +106,12 @@ class Worker(Replica):
         self.learner.label_smoothing = job.label_smoothing
         self.learner.class_weights = torch.tensor(job.class_weights, device=device) if job.class_weights else None
         self.learner("before_fit")
+        self.statistics = Statistics(model)
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
         if device.type == "cpu" or job.on_nan != "stop":  # a GPU would have to be waited for; there the driver looks
             self.learner.opt.then(self._refuse_nan)
         if not job.sync_batchnorm:
-            self.learner.opt.then(self._average_buffers)
+            self.learner.opt.then(self._average_statistics)
         self.learner("after_opt")
         self.chunk = Chunk(True, 0, 0, 0, ())
         self.moves, self.doing = 0, "nothing"
@@ -174,8 +178,8 @@ class Worker(Replica):
         self.part = part
         if self.compile is not None:  # smaller ones come once an epoch, ones with gaps in any size
             self.compile.worth = part.n == self.job.batch_size and not batch.bad
-        training = self.learner.model.training
-        self.buffers_before = [buffer.clone() for buffer in self.learner.model.buffers()] if training else []
+        if self.learner.model.training:
+            self.statistics.keep()
         own = self.results.own
         try:
             self._parts(batch)
@@ -208,12 +212,9 @@ class Worker(Replica):
     @torch.no_grad()
     def _undo(self) -> None:
         "Be as before the batch that failed: an update comes behind all that can fail, BatchNorm's statistics do not."
-        self._reset_buffers()
+        if self.learner.model.training:
+            self.statistics.put_back()
         self.reducer.reset()
-
-    def _reset_buffers(self) -> None:
-        for buffer, old in zip(self.learner.model.buffers(), self.buffers_before):
-            buffer.copy_(old)
 
     def _refuse_nan(self, params: object) -> None:
         """Let no number into the weights that is not finite: skip the step, or raise NotFinite.
@@ -222,10 +223,10 @@ class Worker(Replica):
         """
         count, loss = self.reducer.tail[:2]
         gradient = self.reducer.gradients.sum() if self.job.precision != "fp16" else loss  # its scaler sees to those
-        if self.chunk.probe or bool((loss + gradient).isfinite()):
+        if self.chunk.probe or math.isfinite(loss + gradient):
             return
         if self.job.on_nan == "skip":
-            self._reset_buffers()
+            self.statistics.put_back()
             loss.fill_(float("nan"))  # so that the driver hears of it, also where the loss was finite
             raise SkipStep
         if not loss.isfinite() and self.results.own_loss.isfinite():
@@ -262,11 +263,10 @@ class Worker(Replica):
             if size and isinstance(cb, SetupLearner) and isinstance(cb.augment, Warp):
                 cb.augment.train_size = int(size)
 
-    def _average_buffers(self, params: object) -> None:
+    def _average_statistics(self, params: object) -> None:
         "With statistics of local batches, running ones are averaged: their updates are linear, so all is kept."
-        for buffer in self.learner.model.buffers():
-            self.comm.sum_(buffer)
-            buffer.div_(self.comm.world_size)
+        self.statistics.apply(self.comm.sum_)
+        self.statistics.apply(lambda flat: flat.div_(self.comm.world_size))
 
     def unreadable(self, chunk: Chunk, rank: int, world_size: int) -> list[tuple[str, str]]:
         "The images of a chunk that a rank which is gone has left out, files and reasons."

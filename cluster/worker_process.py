@@ -18,6 +18,7 @@ from cluster.messages import Job
 from cluster.pulse import Sign, start_pulse
 from cluster.ray_cluster import node_address
 from cluster.worker import Worker
+from learner.memory import keep_memory
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class WorkerProcess:
         self.worker: Worker | None = None
         self.group: Group | None = None
         self.out_of_group = True
+        keep_memory()
         start_pulse(meeting, name, self.sign, self.listen)
 
     def where(self) -> Place:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
 
 @contextmanager
 def opened(file: str | Path, limit: int | None = None) -> Iterator[IO[bytes]]:
@@ -17,19 +19,31 @@ def opened(file: str | Path, limit: int | None = None) -> Iterator[IO[bytes]]:
 
     To open a pipe alone would wait for its writer: hence O_NONBLOCK, which means nothing to a regular file.
     """
-    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is no regular file")
-        if limit is not None and status.st_size > limit:
-            raise OSError(f"it has {status.st_size:,} bytes, and {limit:,} are the most")
+    with open(file, "rb", opener=lambda path, _: os.open(path, READING)) as stream:
+        _checked_size(stream.fileno(), limit)
         yield stream
 
 
+def _checked_size(descriptor: int, limit: int | None) -> int:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is no regular file")
+    if limit is not None and status.st_size > limit:
+        raise OSError(f"it has {status.st_size:,} bytes, and {limit:,} are the most")
+    return status.st_size
+
+
 def read_bytes(file: str | Path, limit: int) -> bytes:
-    "What a file holds; OSError as `opened`."
-    with opened(file, limit) as stream:
-        return stream.read()
+    "What a file holds; OSError as `opened`. By the system's calls alone, since Python's file takes twice as long."
+    descriptor = os.open(file, READING)
+    try:
+        size = _checked_size(descriptor, limit)
+        content = os.read(descriptor, size)
+        while len(content) < size and (more := os.read(descriptor, size - len(content))):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

