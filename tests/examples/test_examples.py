@@ -105,6 +105,15 @@ def test_an_own_optimizer_equals_the_named_one(tmp_path: Path, capsys: pytest.Ca
     assert "'momentum' is unknown" in capsys.readouterr().out
 
 
+def test_augmentation_shows_what_it_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = example("augmentation").main(n=16, side=80, size=64)
+    once, thrice = found["turned by 30 degrees"], found["by 10 degrees, three times"]
+    assert found["sharpness as it is"] > once > 1.1 * thrice
+    assert found["difference of a half"] == 0
+    assert found.keys() >= {"seconds, one by one", "seconds, as one batch"}
+    assert is_png(tmp_path / "augmented.png") and "look at augmented.png" in capsys.readouterr().out
+
+
 def test_the_gang_does_what_the_driver_does() -> None:
     assert example("scaling").main(n=100, epochs=2) == {"--local": pytest.approx(0, abs=1e-6)}
 

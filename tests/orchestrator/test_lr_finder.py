@@ -1,13 +1,16 @@
 "The range test across the gang: what one process finds, one decision to stop, and not a trace left."
 
+import csv
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from cluster.gang import LocalGang
 from cluster.messages import Chunk, Job, Report
@@ -15,6 +18,7 @@ from cluster.ray_gang import RayGang
 from learner.errors import UserError
 from learner.lr_range import RangeTest
 from orchestrator.driver import Pace, Plan
+from orchestrator.find_lr import main
 from orchestrator.lr_finder import range_test, suggestion
 
 
@@ -156,3 +160,21 @@ def test_momentum_is_on_during_the_test() -> None:
     gang.stream = spy  # type: ignore[method-assign]
     range_test(dataclasses.replace(PLAN, momentum=0.9), gang)  # type: ignore[arg-type]
     assert all(hypers["momentum"] == 0.9 for hypers in seen)
+
+
+def test_the_command_leaves_its_suggestions_and_the_curve_in_three_forms(small, tmp_path: Path, capsys) -> None:
+    assert main([*small, "--local", "--name", "found", "--batch-size", "27", "--arch", "linear"]) == 0
+    said = dict(
+        line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.split()[:1] and line[0] != " "
+    )
+    folder = tmp_path / "runs/found/version_0"
+    header, *rows = list(csv.reader((folder / "lr_finder.csv").open()))
+    assert header == ["lr", "loss", "smoothed"] and len(rows) > 20
+    assert float(rows[0][0]) == pytest.approx(1e-6) and all(math.isfinite(float(loss)) for _, loss, _ in rows)
+    assert said.keys() >= {"minimum", "steepest", "valley", "slide"}
+    least = min(rows[10:], key=lambda row: float(row[2]))
+    assert float(said["minimum"]) == pytest.approx(float(least[0]) / 10, rel=0.01)
+    assert (folder / "lr_finder.png").read_bytes().startswith(b"\x89PNG")
+    events = event_accumulator.EventAccumulator(str(folder / "tensorboard"))
+    assert "lr_finder" in events.Reload().Tags()["images"]
+    assert not (folder / "model.json").exists() and not list((folder / "checkpoints").glob("*"))
