@@ -13,7 +13,10 @@ from learner.batchnorm import BatchNorm
 from learner.dropout import dropouts
 from learner.learner import Callback
 
-CACHE = "~/.cache/orchestrator/compiled"  # torch's own would be in /tmp, where others may have been first
+SETTINGS = {  # torch's own folders are below /tmp, where others may have been first, and what is there is executed
+    "TORCHINDUCTOR_CACHE_DIR": str(Path("~/.cache/orchestrator/compiled").expanduser()),
+    "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
+}
 LIMIT = 8  # kinds of batches compiled for at a time: torch refuses more
 RUNS = 3  # on a GPU the first run of a CUDA graph warms up, the second records it, the third replays it
 
@@ -36,8 +39,9 @@ class Compile(Callback):
         self.worth, self.off, self.under_way = True, False, False
 
     def before_fit(self) -> None:
-        "Begin with no code; refuse what can't be compiled."
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(CACHE).expanduser()))
+        "Begin with no code."
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
         self.modules, self.layers = list(self.model.modules()), dropouts(self.model)
         self.norms = [module for module in self.modules if isinstance(module, BatchNorm)]
         self.off, self.said, self.plain = False, set[str](), (self.learner.forward, self.learner.loss_func)
