@@ -60,7 +60,7 @@ def test_another_process_takes_over(
     assert hangs.get(fault.kind, "injected" if fault.kind == "raise" else "died") in said[0]
 
 
-@pytest.mark.parametrize("fault", [case for case in cases(("NaN",), 4) if "validate" not in case.id])
+@pytest.mark.parametrize("fault", [case for case in cases(("NaN",), 8) if "validate" not in case.id])
 def test_numbers_that_go_wrong_end_the_run_with_all_completed_steps(
     gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, fault: Fault
 ) -> None:
@@ -74,7 +74,7 @@ def test_numbers_that_go_wrong_end_the_run_with_all_completed_steps(
     go_on(gang, chaos_job, fault_plan, step, healthy)
 
 
-@pytest.mark.parametrize("fault", [case for case in cases(("NaN",), 4) if case.id[:6] not in ("update", "valida")])
+@pytest.mark.parametrize("fault", [case for case in cases(("NaN",), 8) if case.id[:6] not in ("update", "valida")])
 def test_numbers_that_go_wrong_can_be_left_out(
     gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, fault: Fault
 ) -> None:
@@ -124,7 +124,7 @@ def test_an_unreadable_file_can_be_left_out(gang: RayGang, fault_plan: Plan, cha
     assert fault_plan.fired() == 1
 
 
-@pytest.mark.parametrize("fault", list(cases(("full disk",), 4)))
+@pytest.mark.parametrize("fault", list(cases(("full disk",), 8)))
 def test_a_worker_needs_no_disk(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, fault: Fault) -> None:
     "All that it writes is its log, as it does where another one is replaced; the driver's: test_bad_input.py."
     gang.start(chaos_job, 3)

@@ -110,7 +110,7 @@ print("done", calls)
 """
 
 
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_writer_killed_at_any_moment_leaves_a_sound_checkpoint(tmp_path, step) -> None:
     "SIGKILL at each file operation of a save in turn, until one gets through: of the next step, or of the same again."
     for moment in range(1, 40):
