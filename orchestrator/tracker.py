@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.worker import Report
