@@ -53,6 +53,17 @@ def run_there(environment: Mapping[str, str], name: str, *arguments: Any) -> End
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def sentence(ended: Ended, *parts: str, code: int = 2) -> str:
+    "What is said of a refusal: one line without a traceback, without anything that could drive a terminal, not long."
+    *before, last = ended.err.splitlines()  # predict first names the run, there too
+    assert ended.code == code, ended
+    assert last.startswith("error: ") and len(before) < 2, ended.err
+    assert ended.err.replace("\n", "").isprintable() and len(last) < 2000, last[:3000]
+    for part in parts:
+        assert part in last, f"{part!r} is not in {last!r}"
+    return last
+
+
 @contextmanager
 def ray_head(**settings: str) -> Iterator[tuple[str, dict[str, str]]]:
     "A Ray cluster of somebody else with 2 CPUs, with these settings: its address, and the environment that it has."

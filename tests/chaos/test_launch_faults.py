@@ -137,7 +137,8 @@ def test_a_killed_worker_is_a_line_on_the_terminal(start, undisturbed: Launch, t
     launch.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize("row", [3, pytest.param("epoch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [3, "epoch"])
 def test_all_killed_at_once_begin_again_at_the_newest_checkpoint(start, undisturbed, tmp_path: Path, row) -> None:
     "Or at the start, where there is none."
     launch = start(tmp_path, "--cpus", "3")

@@ -127,6 +127,7 @@ def test_another_machine_takes_over(job: Job, tmp_path: Path) -> None:
     assert seen["left"] == 3
 
 
+@pytest.mark.slow
 def test_the_others_go_on_alone(job: Job, tmp_path: Path) -> None:
     seen = lose_a_node(job, tmp_path, room=2)
     assert seen["nodes"] == 2

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.commands import Ended, run_here, run_there, undisturbed
+from tests.commands import Ended, run_here, run_there, sentence, undisturbed
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +46,6 @@ def refused(command: Command) -> Callable[..., str]:
         return sentence(command(name, *arguments), *parts)
 
     return run
-
-
-def sentence(ended: Ended, *parts: str, code: int = 2) -> str:
-    "What is said of a refusal: one line without a traceback, without anything that could drive a terminal, not long."
-    *before, last = ended.err.splitlines()  # predict first names the run, there too
-    assert ended.code == code, ended
-    assert last.startswith("error: ") and len(before) < 2, ended.err
-    assert ended.err.replace("\n", "").isprintable() and len(last) < 2000, last[:3000]
-    for part in parts:
-        assert part in last, f"{part!r} is not in {last!r}"
-    return last
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 
 from learner.errors import UserError
 from learner.resnet import load_torchvision, resnet18
+from tests.commands import sentence
 
 KINDS = ["0", "2", "5", "torch.save"]
 FILES = ["model.safetensors", "model.json", "config.json"]
@@ -38,12 +39,13 @@ def test_in_the_configuration_of_a_run_that_is_resumed(spoilt: Path, malice, ref
 
 @pytest.mark.parametrize(("kind", "file"), [("torch.save", "state.safetensors"), ("2", "meta.json")])
 def test_in_a_checkpoint(spoilt: Path, malice, command, arguments, kind: str, file: str) -> None:
-    "It is passed over with a warning; what is resumed then is the run's beginning."
+    "It is passed over with a warning; and where it is the only one there is nothing to resume."
     (checkpoint,) = (spoilt / "checkpoints").iterdir()
     (checkpoint / file).write_bytes(malice(kind))
     ended = command("launch", *arguments, "--resume", spoilt)
-    assert (ended.code, ended.err) == (0, "")
     assert f"warning: checkpoint {checkpoint} can't be used: " in ended.out
+    assert "no checkpoint of" in sentence(ended)
+    assert command("launch", *arguments, "--autoresume", "--name", "spoilt").code == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
