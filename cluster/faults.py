@@ -14,6 +14,7 @@ from cluster.pulse import Life
 from learner.errors import UserError
 
 PATIENCE = 10.0  # a rank that says nothing for so long is gone: its pulse comes five times a second
+ABSENCE = 2.0  # ... on another machine: it is down, or can't be reached, and no connection says so
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
 REFUSED = ("peer", "nan", "user")  # kinds of failures after which a rank holds what it held before the step
@@ -99,16 +100,20 @@ def not_finite(error: BaseException) -> bool:
     return isinstance(error, NotFinite) or any(one.kind == "nan" for one in getattr(error, "failures", ()))
 
 
-def hung(lives: Mapping[int, Life], limit: float, deserted: float | None = None) -> dict[int, str]:
+def hung(
+    lives: Mapping[int, Life], limit: float, deserted: float | None = None, away: Collection[int] = ()
+) -> dict[int, str]:
     """Which of the ranks that are being waited for must be ended, and what is wrong with them.
 
-    A silent rank is gone. One that stands still beyond `limit` seconds is stuck, unless it waits for another. Where
-    all wait for each other, nobody can tell who is to blame: ending one frees the others. Once a rank has failed,
-    those that wait in a collective for more than `deserted` seconds were not freed by it and never will be.
+    A silent rank is gone, one that is `away` on another machine sooner. One that stands still beyond `limit` seconds is
+    stuck, unless it waits for another. Where all wait for each other, nobody can tell who is to blame: ending one frees
+    the others. Once a rank has failed, those that wait in a collective for more than `deserted` seconds were not freed
+    by it and never will be.
     """
-    silence = min(PATIENCE, limit)
     silent = {
-        rank: f"gave no sign of life for {life.silent:.1f} s" for rank, life in lives.items() if life.silent > silence
+        rank: f"gave no sign of life for {life.silent:.1f} s"
+        for rank, life in lives.items()
+        if life.silent > min(ABSENCE if rank in away else PATIENCE, limit)
     }
     if silent:
         return silent

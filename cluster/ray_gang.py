@@ -192,7 +192,8 @@ class RayGang:
         "End the ranks that will never answer."
         lives = {rank: self.watch.look(self.seated[rank].name) for rank in ranks if not self.seated[rank].ended}
         limit = max(self.tolerance.hang_after, FACTOR * self.slowest) * (1 if self.slowest else FIRST)
-        for rank, wrong in hung(lives, limit, GRACE if one_failed else None).items():
+        away = [rank for rank in lives if self.seated[rank].place.node != self.cluster.host]
+        for rank, wrong in hung(lives, limit, GRACE if one_failed else None, away).items():
             member = self.seated[rank]
             self.watch.ask_for_stacks(member.name)
             time.sleep(2 * PERIOD)

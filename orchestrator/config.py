@@ -113,7 +113,7 @@ class Config:
     ema: float = option(0.0, "validate and save averaged weights, with this decay; 0: none", TRAIN, "DECAY")
     precision: str = option("fp32", "arithmetic of forward and backward", TRAIN, choices=("fp32", "bf16", "fp16"))
     compile: str = option(
-        "auto",
+        "off",
         "forward and backward as code made for them by torch.compile: auto (on GPUs), on or off",
         TRAIN,
         choices=("auto", "off", "on"),

@@ -30,6 +30,7 @@ from orchestrator.build import (
     visible_devices,
 )
 from orchestrator.config import Config
+from orchestrator.devices import Devices
 from orchestrator.driver import Plan
 from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
@@ -93,15 +94,22 @@ class Session:
         self.folder.write_model(self.gang.call_first("state"), about)
 
 
-@contextmanager
-def open_session(config: Config) -> Iterator[Session]:
-    """Refuse what can't be, then find the data, make the run directory and start the workers.
+@dataclass(frozen=True)
+class Prepared:
+    "What is known before the workers start; `checkpoint` is where they go on, in a run that was `begun` before."
 
-    Raises UsageError before anything is written or started, UserError where something fails later; on leaving, the
-    workers are stopped and what was recorded is on disk.
-    """
-    phases = Phases()
-    phases.done("import")
+    devices: Devices
+    split: Split
+    job: Job
+    plan: Plan
+    folder: RunFolder
+    begun: bool
+    checkpoint: Checkpoint | None
+    standing: Standing
+
+
+def prepare(config: Config) -> Prepared:
+    "Refuse what can't be, find the data, find or make the run directory, and say what the run is."
     named(config.arch)
     check_optimizer(config.optimizer)
     devices = visible_devices(config)
@@ -125,24 +133,39 @@ def open_session(config: Config) -> Iterator[Session]:
         folder.sweep()
         folder.write_history(standing.rows)
         print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
-    tracker = Tracker(folder, Terminal(), (checkpoint.step if checkpoint else 0) if run else None)
+    return Prepared(devices, split, job, plan, folder, run is not None, checkpoint, standing)
+
+
+@contextmanager
+def open_session(config: Config) -> Iterator[Session]:
+    """Prepare, then start the workers.
+
+    Raises UsageError before anything is written or started, UserError where something fails later; on leaving, the
+    workers are stopped and what was recorded is on disk.
+    """
+    phases = Phases()
+    phases.done("import")
+    ready = prepare(config)
+    folder, checkpoint = ready.folder, ready.checkpoint
+    first_step = (checkpoint.step if checkpoint else 0) if ready.begun else None
+    tracker = Tracker(folder, Terminal(), first_step)
     phases.done("data")
     try:
-        print(f"starting {devices} ...\n", flush=True)
-        gang = make_gang(job, devices, config, folder.logs, tracker.fault)
+        print(f"starting {ready.devices} ...\n", flush=True)
+        gang = make_gang(ready.job, ready.devices, config, folder.logs, tracker.fault)
         phases.done("workers")
         tracker.phases = phases
         saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
         try:
             if checkpoint:
                 load(gang, checkpoint)
-            yield Session(config, split, job, plan, folder, tracker, gang, saver, standing)
+            yield Session(config, ready.split, ready.job, ready.plan, folder, tracker, gang, saver, ready.standing)
         finally:
             saver.close()
             gang.close()
     finally:
         tracker.close()
-        if not run:
+        if not ready.begun:
             folder.remove_unless_begun()
 
 

@@ -153,6 +153,7 @@ def test_all_killed_at_once_begin_again_at_the_newest_checkpoint(start, undistur
     launch.assert_nothing_is_left()
 
 
+@pytest.mark.slow
 def test_a_killed_driver_then_a_preemption(start, undisturbed: Launch, tmp_path: Path) -> None:
     "The same command with --autoresume goes on after each."
     first = start(tmp_path, "--cpus", "3", "--autoresume")

@@ -57,8 +57,8 @@ def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> N
     assert fault_plan.fired() == faults
 
 
-def test_a_few_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
-    soak(gang, fault_plan, chaos_job, 8, seed=1)
+def test_twenty_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    soak(gang, fault_plan, chaos_job, 20, seed=1)
 
 
 @pytest.mark.slow

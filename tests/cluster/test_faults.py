@@ -159,6 +159,12 @@ def test_who_is_to_blame_for_a_standstill(lives: dict[int, Life], ended: list[in
     assert list(hung(lives, limit=30)) == ended
 
 
+def test_a_machine_that_is_lost_is_noticed_sooner_than_a_process_that_is_held_up() -> None:
+    lives = {rank: life("communication", silent=2.5) for rank in range(3)}
+    assert list(hung(lives, 30)) == []
+    assert list(hung(lives, 30, away=[1])) == [1]
+
+
 def test_who_waits_for_a_dead_rank_is_freed_by_that_or_ended() -> None:
     lives = {0: life("communication", still=1), 1: life("communication", still=3), 2: life("computing", still=20)}
     assert list(hung(lives, 30, deserted=2)) == [1]

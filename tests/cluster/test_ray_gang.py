@@ -93,6 +93,7 @@ def test_one_rank_with_an_unreadable_image(ray_gang: RayGang, drive: Callable[..
         drive(ray_gang, mine, epochs=1)
     assert time.monotonic() - started < 10
     (cause, *others), text = caught.value.failures, str(caught.value)
+    assert {place.node for place in ray_gang.places} == {ray_gang.cluster.host}, "none is on another machine"
     host, pid = ray_gang.places[2].host, ray_gang.places[2].pid
     assert (cause.kind, cause.rank, cause.host, cause.pid) == ("user", 2, host, pid)
     assert text.startswith(f"a worker failed: rank 2 (host {socket.gethostname()}, pid {pid}): {bad} is no readable")

@@ -156,8 +156,12 @@ def rows(launch: Launch) -> np.ndarray:
 
 WORKERS = [
     pytest.param(["--cpus", "2", "--compile", "on"], marks=pytest.mark.slow, id="cpus"),
-    pytest.param(["--gpus", "2", "--backend", "gloo"], marks=gpu, id="one GPU shared"),
-    pytest.param(["--gpus", "2"], marks=[pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason="no 2 GPUs")], id="nccl"),
+    pytest.param(["--gpus", "2", "--backend", "gloo", "--compile", "auto"], marks=gpu, id="one GPU shared"),
+    pytest.param(
+        ["--gpus", "2", "--compile", "auto"],
+        marks=[pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason="no 2 GPUs")],
+        id="nccl",
+    ),
 ]
 
 
@@ -178,7 +182,9 @@ def test_a_killed_worker_is_replaced(launch: Callable[..., Launch], tmp_path: Pa
     hit.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize("device", [["--cpus", "1", "--compile", "on"], pytest.param(["--gpus", "1"], marks=gpu)])
+@pytest.mark.parametrize(
+    "device", [["--cpus", "1", "--compile", "on"], pytest.param(["--gpus", "1", "--compile", "auto"], marks=gpu)]
+)
 @pytest.mark.slow
 def test_one_worker_is_local(launch: Callable[..., Launch], tmp_path: Path, device: list[str]) -> None:
     runs = [launch(tmp_path / "given", *device), launch(tmp_path / "local", "--local", *device[2:])]

@@ -108,7 +108,10 @@ def gone(pids: list[int], seconds: float) -> list[int]:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "whole_group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)])
+@pytest.mark.parametrize(
+    ("number", "whole_group", "code"),
+    [(signal.SIGINT, True, 130), pytest.param(signal.SIGTERM, False, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_the_run_and_its_workers(
     training: Start,
     descendants: Callable[[int], dict[int, str]],
