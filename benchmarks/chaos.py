@@ -28,7 +28,7 @@ from learner.data.normalize import Normalize
 
 FAULTS = 6  # of each kind
 PEER_FAULTS = 3  # in one run, as many as it is allowed
-PEER_RUNS = 2
+PEER_RUNS = 1
 UP = 60.0  # seconds within which a process is up
 PHASES = ("noticed", "agreed", "replaced", "regrouped", "first new step")
 PEERS = {  # name: module, what must be installed, how it is launched
