@@ -16,6 +16,7 @@ from itertools import count
 from cluster.comms import Meeting, PeerLost, Store, StoreClient
 
 PERIOD = 0.2  # seconds between two signs
+HELD_UP = 5 * PERIOD  # between two looks: then it is the driver that stood still, and nobody is to blame for that
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Watch:
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self.store, self.clock = store, clock
         self._seen: dict[str, tuple[bytes, Sign, float, float]] = {}
+        self._looked: dict[str, float] = {}
 
     def expect(self, names: Iterable[str]) -> None:
         "Something was asked of these just now: only from here on do they stand still."
@@ -81,11 +83,15 @@ class Watch:
         for name in names:
             text, sign, _, _ = self._seen.get(name, (b"", Sign(), now, now))
             self._seen[name] = text, sign, now, now
+            self._looked[name] = now
 
     def look(self, name: str) -> Life:
         "The life of a worker, of which something is expected."
         now, text = self.clock(), self.store.read(_sign(name))
         before, sign, heard, moved = self._seen[name]
+        gap, self._looked[name] = now - self._looked[name], now
+        if gap > HELD_UP:
+            heard, moved = heard + gap, moved + gap
         if text != before:
             new = Sign(*json.loads(text)[1:])
             moved = now if new != sign else moved

@@ -1,0 +1,46 @@
+"The driver's view of pulses, by a clock of the test's."
+
+import json
+from collections.abc import Callable
+
+from cluster.comms import Store
+from cluster.pulse import HELD_UP, PERIOD, Watch
+
+
+def watched() -> tuple[Watch, Callable[[float], None], Callable[[int], None]]:
+    "A watch of one worker `a`, a function that lets time pass, and one by which the worker says something."
+    store, now = Store("127.0.0.1"), [0.0]
+    watch = Watch(store, lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    def say(beat: int) -> None:
+        store.write("pulse/a", json.dumps([beat, 1, 2, "computing"]))
+
+    watch.expect(["a"])
+    return watch, wait, say
+
+
+def test_silence_is_counted_from_the_last_sign() -> None:
+    watch, wait, say = watched()
+    say(0)
+    watch.look("a")
+    for _ in range(20):
+        wait(PERIOD)
+        life = watch.look("a")
+    assert round(life.silent, 6) == round(life.still, 6) == 20 * PERIOD
+    say(1)
+    life = watch.look("a")
+    assert (life.silent, round(life.still, 6)) == (0.0, 20 * PERIOD), "it lives, but nothing has moved"
+
+
+def test_while_the_driver_was_held_up_nobody_was_silent() -> None:
+    watch, wait, say = watched()
+    say(0)
+    watch.look("a")
+    wait(60 * HELD_UP)
+    life = watch.look("a")
+    assert life.silent == life.still == 0.0
+    wait(PERIOD)
+    assert round(watch.look("a").silent, 6) == PERIOD
