@@ -289,7 +289,7 @@ and has the state; until a new step is reported.
 {ours()}
 
 The peers on the same fault (killed), with a checkpoint after each of {EPOCHS} epochs, and data that lies in memory:
-{PEER_RUNS} runs of {PEER_FAULTS} faults each. All of their workers begin again at the newest checkpoint they know of.
+Runs: {PEER_RUNS}, of {PEER_FAULTS} faults each. All of their workers begin again at the newest checkpoint they know of.
 torchrun is given TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it, torch 2.13's restarted workers meet in the store of
 those before them, read addresses that are gone, fail until --max-restarts is used up, and then hang.
 
