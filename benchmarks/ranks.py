@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from cluster.comms import Group, Meeting, Store
+from cluster.comms import Group
+from cluster.meeting import Meeting, Store
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> Any:

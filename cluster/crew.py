@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.comms import Meeting
+from cluster.meeting import Meeting
 from cluster.ray_cluster import in_bundle, require
 from cluster.worker_process import Place, WorkerProcess
 from learner.errors import UserError

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
-from cluster.comms import Meeting, PeerLost, Store, StoreClient
+from cluster.meeting import Meeting, Store, StoreClient, StoreGone
 
 PERIOD = 0.2  # seconds between two signs
 HELD_UP = 5 * PERIOD  # between two looks: then it is the driver that stood still, and nobody is to blame for that
@@ -61,7 +61,7 @@ def start_pulse(
                         faulthandler.dump_traceback(all_threads=True)
                 listen(client)
                 time.sleep(PERIOD)
-        except PeerLost as error:
+        except StoreGone as error:
             with suppress(OSError):
                 print(f"{error}; this process ends", file=sys.stderr, flush=True)
             os._exit(1)

@@ -90,6 +90,7 @@ class RankResults(Callback):
         "Add up all ranks' batches of a validation."
         total = torch.stack(self.batches)
         comm.sum_(total)
+        comm.finish()
         self.batches = list(total)
 
     def columns(self) -> Mapping[str, list[float]]:

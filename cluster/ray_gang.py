@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import spoiled
-from cluster.comms import Store
 from cluster.crew import PLACEMENT_TIMEOUT, Crew, Member, Workers
 from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, hung, verdict
 from cluster.gang import Seat
+from cluster.meeting import Store
 from cluster.messages import Chunk, Job, Report
 from cluster.pulse import PERIOD, Watch
 from cluster.ray_cluster import JoinedCluster, OwnCluster
@@ -23,7 +23,7 @@ from cluster.worker_process import Place
 from learner.errors import UserError
 
 IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
-GRACE = 2.0  # seconds in which a rank that waits for one that failed is freed by that
+GRACE = 5.0  # seconds in which a rank that waits for one that failed is freed by that
 FIRST = 5.0  # times as long may the first steps of a group last, in which all is cold
 
 SALVAGE = 60.0  # seconds for the state of a survivor to come over, when all else has failed

@@ -95,6 +95,7 @@ class Worker(Replica):
         if not joining:
             for tensor in model.state_dict().values():
                 comm.broadcast_(tensor)
+            comm.finish()
         splitter = body_and_head if job.fine_tune or job.body_apart else one_group
         groups = (no_decay_groups if job.decay_weights_only else plain_groups)(model, splitter)
         self.reducer = GradientSum([p for group in groups for p in group["params"]], comm, extra=len(NAMES))
@@ -266,6 +267,7 @@ class Worker(Replica):
     def _average_statistics(self, params: object) -> None:
         "With statistics of local batches, running ones are averaged: their updates are linear, so all is kept."
         self.statistics.apply(self.comm.sum_)
+        self.comm.finish()
         self.statistics.apply(lambda flat: flat.div_(self.comm.world_size))
 
     def unreadable(self, chunk: Chunk, rank: int, world_size: int) -> list[tuple[str, str]]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from cluster.comms import Group, Meeting, StoreClient
+from cluster.comms import GROUPS, Group
 from cluster.faults import Failure
 from cluster.gang import Seat
+from cluster.meeting import Meeting, StoreClient
 from cluster.messages import Job
 from cluster.pulse import Sign, start_pulse
 from cluster.ray_cluster import node_address
@@ -54,9 +55,9 @@ class WorkerProcess:
         return Sign(worker.moves, worker.step, "communication" if worker.comm.waiting else worker.doing)
 
     def listen(self, store: StoreClient) -> None:
-        "Wait no more in a collective of a group that the driver has called off: called by the thread of its pulse."
+        "Wait no more for a group that the driver has called off: called by the thread of its pulse."
         group = self.group
-        if group is not None and group.waiting and store.is_off(group.name):
+        if group is not None and store.is_off(group.name):
             group.let_go()
 
     def start(self, seat: Seat, job: Job, meeting: Meeting, joining: bool) -> Failure | None:
@@ -89,7 +90,7 @@ class WorkerProcess:
         redirect_output(seat.log_file(Path(self.log_folder)))
         os.environ |= {**seat.environment(), "MASTER_ADDR": meeting.host, "MASTER_PORT": f"{meeting.port}"}
         torch.set_num_threads(seat.threads)
-        self.group = Group(seat.rank, seat.world_size, meeting, self.backend)
+        self.group = GROUPS[self.backend](seat.rank, seat.world_size, meeting)
         return self.group
 
     def _attempt(self, start: Any) -> Failure | None:

@@ -94,7 +94,8 @@ def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory
     from cluster.ray_gang import RayGang
 
     own_ray().cloudpickle.register_pickle_by_value(tests.chaos.injector)
-    process = type("WorkerProcess", (tests.chaos.injector.FaultyProcess,), {"folder": fault_plan.folder})
+    known = {"folder": fault_plan.folder, "root": Path(__file__).parents[1]}
+    process = type("WorkerProcess", (tests.chaos.injector.FaultyProcess,), known)
     with patch.object(cluster.crew, "WorkerProcess", process):
         workers = cluster.crew.Workers(3, 0.0, "gloo")
         gang = RayGang(job, workers, tmp_path_factory.mktemp("logs"), Tolerance(spares=1))

@@ -17,7 +17,7 @@ FORBIDDEN = {
     "orchestrator": {"torch.distributed", *TORCHS_OWN},
 }  # fmt: skip
 SOLE = {
-    "torch.distributed": {"cluster/comms.py"},
+    "torch.distributed": {"cluster/comms.py", "cluster/meeting.py"},
     "ray": {"cluster/ray_cluster.py", "cluster/ray_gang.py"},
     "tensorboard": {"orchestrator/tracker.py"},
     "torch.utils.tensorboard": {"orchestrator/tracker.py"},

@@ -3,11 +3,16 @@
 import json
 import os
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cluster.comms import Group
+from cluster.gang import Seat
+from cluster.meeting import Meeting
 from cluster.messages import Job
 from cluster.shards import local_batch, n_batches
 from cluster.worker import Worker
@@ -33,21 +38,28 @@ class Fault:
 
 
 class Plan:
-    "The faults to come, in a folder that all processes see, which also has a file for each that came."
+    """The faults to come, in a folder that all processes see, which also has a file for each that came.
+
+    And the backend over which the ranks talk from the next start on.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.backend = folder, "gloo"
 
     def write(self, faults: list[Fault]) -> None:
         "Forget what was, and plan these."
         for file in self.folder.glob("*"):
             file.unlink()
-        (self.folder / "plan.json").write_text(json.dumps([asdict(fault) for fault in faults]))
+        (self.folder / "plan.json").write_text(json.dumps([self.backend, *map(asdict, faults)]))
 
     def read(self) -> list[Fault]:
         "The faults that are planned."
+        self.backend, *faults = self._written()
+        return [Fault(**fault) for fault in faults]
+
+    def _written(self) -> list[Any]:
         file = self.folder / "plan.json"
-        return [Fault(**fault) for fault in json.loads(file.read_text())] if file.exists() else []
+        return json.loads(file.read_text()) if file.exists() else [self.backend]
 
     def take(self, number: int, times: int) -> bool:
         "Whether that fault is still to come, which it then has."
@@ -101,6 +113,16 @@ class FaultyProcess(WorkerProcess):
     "Has the faults of the plan in `folder` happen to it."
 
     folder = Path("/nowhere")
+    root = Path("/nowhere")  # of the project
+
+    def _sit(self, seat: Seat, meeting: Meeting) -> Group:
+        plan = Plan(self.folder)
+        plan.read()
+        self.backend = plan.backend
+        if self.backend == "silent":
+            sys.path.append(str(self.root))
+            import_module("tests.chaos.silent").install()
+        return super()._sit(seat, meeting)
 
     def _start(self, *args: Any) -> None:
         super()._start(*args)

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.comms import Group, PeerLost, Solo, Store
+from cluster.comms import Group, PeerLost, Solo
+from cluster.meeting import Store, interface_to
 
 WORLD_SIZE = 3
 MEMBER = """
 import json, sys, time
 import torch
-from cluster.comms import Group, Meeting, PeerLost
+from cluster.comms import Group, PeerLost
+from cluster.meeting import Meeting
 
 rank, port = map(int, sys.argv[1:])
 group = Group(rank, 3, Meeting("127.0.0.1", port, "test"), "gloo")
@@ -33,7 +35,7 @@ told["broadcast"] = tensor.tolist()
 if rank == 0:
     time.sleep(0.3)
 arrived, waited = time.time(), group.seconds
-group.barrier()
+group.sum_(torch.zeros(1))
 told |= {"arrived": arrived, "left": time.time(), "waited": group.seconds - waited}
 print(json.dumps(told), flush=True)
 sys.stdin.readline()
@@ -51,7 +53,6 @@ def test_solo_is_the_identity(tensor: torch.Tensor) -> None:
     solo, before = Solo(), tensor.clone()
     solo.sum_(tensor)
     solo.broadcast_(tensor)
-    solo.barrier()
     solo.close()
     assert torch.equal(tensor.nan_to_num(), before.nan_to_num())
     assert (solo.rank, solo.world_size, solo.seconds) == (0, 1, 0.0)
@@ -62,6 +63,12 @@ def test_nobody_waits_for_a_rank_that_will_never_come() -> None:
     store.call_off(store.meeting.group)
     with pytest.raises(PeerLost, match="the meeting is called off"):
         Group(0, 2, store.meeting, "gloo")
+
+
+def test_the_interface_to_a_machine() -> None:
+    assert interface_to("127.0.0.1") == "lo"
+    assert interface_to("no address") is None
+    assert interface_to("::1") is None
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +115,7 @@ def test_a_group_sums_and_broadcasts(told: list[dict[str, Any]]) -> None:
         assert one["broadcast"] == [0, 0]
 
 
-def test_a_barrier_waits_for_the_last_and_counts_the_time(told: list[dict[str, Any]]) -> None:
+def test_a_sum_waits_for_the_last_and_counts_the_time(told: list[dict[str, Any]]) -> None:
     assert min(one["left"] for one in told) >= max(one["arrived"] for one in told)
     assert told[1]["waited"] >= 0.9 * (told[0]["arrived"] - told[1]["arrived"])
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from cluster.comms import Store
+from cluster.meeting import Store
 
 MEMBER = """
 import json, sys, time
 import torch
-from cluster.comms import Group, Meeting, PeerLost, Solo
+from cluster.comms import Group, PeerLost, Solo
+from cluster.meeting import Meeting
 from cluster.reducer import GradientSum
 from learner.batchnorm import BatchNorm
 from learner.layers import Linear

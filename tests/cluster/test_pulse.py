@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 
-from cluster.comms import Store
+from cluster.meeting import Store
 from cluster.pulse import HELD_UP, PERIOD, Watch
 
 
