@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
@@ -13,14 +13,23 @@ if TYPE_CHECKING:
 
 
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Figure:
-    "Images uint8 (n, h, w, 3), or (n, h, w, 1) in grey, in a grid, each under its title."
+    """Images uint8 (n, h, w, 3), or (n, h, w, 1) in grey, in a grid, each under its title.
+
+    All share their axes, in which an image is as wide as 1: with axes for each, 32 took a second to draw.
+    """
     rows = -(-len(images) // columns)
-    figure = _figure(1.6 * columns, 1.8 * rows)
-    for place, (image, title) in enumerate(zip(images, titles, strict=True), 1):
-        axes = figure.add_subplot(rows, columns, place)
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(drawable(title), fontsize=8, parse_math=False)  # a class may be called $x^$
-        axes.axis("off")
+    head = 0.05 + 0.1 * max((title.count("\n") + 1 for title in titles), default=1)
+    width, height = 1.06, images.shape[1] / images.shape[2] + head
+    figure = _figure(1.5 * width * columns, 1.5 * height * rows, layout=None)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
+        top, left = place // columns * height + head, place % columns * width + 0.03
+        box = left, left + 1, top + height - head, top
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=box)
+        text = drawable(title)  # a class may be called $x^$, which is no formula
+        axes.text(left + 0.5, top - 0.03, text, fontsize=8, ha="center", va="bottom", parse_math=False)
+    axes.set(xlim=(0, width * columns), ylim=(height * rows, 0))
     return figure
 
 
@@ -50,7 +59,7 @@ def lr_curve(lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[f
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: Literal["tight"] | None = "tight") -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="tight")
+    return Figure(figsize=(width, height), layout=layout)

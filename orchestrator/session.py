@@ -63,11 +63,11 @@ class Session:
         self.saver.save(step, tensors or self.gang.call_first("snapshot"), standing.as_json())
 
     def show_samples(self, n: int = 32) -> None:
-        "Put training images into TensorBoard as the model sees them."
+        "Put training images into TensorBoard as the model sees them, once training is under way."
         images, targets = self.gang.call_first("samples", n)
         if len(images):
             titles = [self.split.vocab.classes[target] for target in targets]
-            self.tracker.figure("train/samples", image_grid(images, titles))
+            self.tracker.at_leisure.append(lambda: self.tracker.figure("train/samples", image_grid(images, titles)))
 
     def range_test(self) -> RangeTest:
         "The learning-rate range test across the gang, under a bar."

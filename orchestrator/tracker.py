@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
@@ -21,6 +20,9 @@ from orchestrator.phases import Phases
 from orchestrator.run_folder import RunFolder
 from orchestrator.tally import Tally, layer_sums
 from orchestrator.terminal import Terminal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRIC = accuracy.__name__
 COLUMNS = ("epoch", "train_loss", "valid_loss", METRIC, "images/s", "time")
@@ -40,6 +42,7 @@ class Tracker:
         self.notes: set[str] = set()
         self.batches = self.faults = 0
         self.phases: Phases | None = None  # until the first step is done
+        self.at_leisure: list[Callable[[], object]] = []  # what then is still to be done, while the workers go on
 
     def start(self, total_batches: int, done: int = 0) -> None:
         "Begin the table, and a bar of all training and validation batches, of which some may be done."
@@ -58,6 +61,8 @@ class Tracker:
                     {"train/loss": loss, "train/momentum": 0.0} | {f"train/{k}": v for k, v in hypers.items()},
                 )
             self._note_start()
+            while self.at_leisure:
+                self.at_leisure.pop(0)()
         for step, layers in layer_sums(reports).items():
             self._activations(step, layers)
         self.batches += len(chunk.hypers)
@@ -141,9 +146,9 @@ class Tracker:
                 self.board.add("scalar", f"activations_{key}/{name}", getattr(stats, key).item(), step)
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
-        "Put a picture into TensorBoard. Raises OSError: a disk that is full before the first step is not for a run."
-        self.board.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
-        self.board.writer.flush()
+        "Put a picture into TensorBoard."
+        self.board.add("image", tag, pixels(figure), step, dataformats="HWC")
+        self.board.flush()
 
     def text(self, tag: str, text: str) -> None:
         "Put Markdown into TensorBoard."

@@ -273,8 +273,12 @@ def test_a_batch_is_shown_with_its_labels(image_folder, channels: int) -> None:
     split = block.open(image_folder(CLASSES))
     batch = block.first_batch(split, n=9)
     figure = show_batch(batch, split.vocab.classes, n=6)
-    assert [axes.get_title() for axes in figure.axes] == [split.vocab.classes[i] for i in batch[1][:6]]
-    shown = [np.asarray(axes.images[0].get_array()).reshape(12, 12, channels) for axes in figure.axes]
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [split.vocab.classes[i] for i in batch[1][:6]]
+    shown = [np.asarray(image.get_array()).reshape(12, 12, channels) for image in axes.images]
+    places = [tuple(image.get_extent()) for image in axes.images]
+    assert len(set(places)) == 6
+    assert all(axes.viewLim.contains(x, y) for place in places for x in place[:2] for y in place[2:])
     np.testing.assert_array_equal(np.stack(shown), batch[0][:6].numpy())
 
 
