@@ -295,3 +295,9 @@ those before them, read addresses that are gone, fail until --max-restarts is us
 
 {peers()}
 """
+
+
+if __name__ == "__main__":
+    from benchmarks.__main__ import main
+
+    main(["chaos"])

@@ -167,11 +167,12 @@ class NcclGroup(Group):
         begun.record()
         super().finish()
         done.record()
-        self._wait(lambda: self._be_sure(done))
+        self.waiting = True
+        done.synchronize()  # an error of the GPU's own comes out here, and is no peer's
+        self._wait(self._refuse_parts)
         self.seconds = before + begun.elapsed_time(done) / 1000
 
-    def _be_sure(self, done: torch.cuda.Event) -> None:
-        done.synchronize()
+    def _refuse_parts(self) -> None:
         if self._store.check([CALLED_OFF]):
             raise RuntimeError("the group is called off")
 

@@ -122,7 +122,8 @@ class WorkerProcess:
             self.group.close()
         if self.worker is not None:
             step = self.worker.step
-            report = self.worker.report() if running else None
+            with suppress(RuntimeError):  # a GPU that is out of order gives nothing back
+                report = self.worker.report() if running else None
         failure = Failure.of(self.rank, error, step, report)
         note(failure.trace)
         return failure
