@@ -15,7 +15,7 @@ from learner.errors import UsageError, UserError, printable
 from orchestrator.command_line import parse
 from orchestrator.stop import Interrupted
 
-KEPT = "the epochs that were done are in history.csv"
+KEPT = "epochs that were done, if any, are in history.csv"
 
 
 def command(

@@ -71,6 +71,7 @@ def build_parser(command: str) -> Parser:
     "A parser with a flag for each field of Config; a flag that is not given leaves no trace."
     parser = Parser(
         prog=f"python -m orchestrator.{command}",
+        usage="%(prog)s [options]",  # argparse's own would list all of them, and then again
         description=DESCRIPTIONS[command],
         epilog=EPILOG if command == "launch" else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
