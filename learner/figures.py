@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NUMBERED = 30  # classes: of more, the cells of a confusion matrix are too small for numbers, and for every name
 BARS = 40
-PLAIN: dict[str, Any] = {"parse_math": False}  # a class may be called $x^$, which is no formula
+PLAIN: dict[str, bool] = {"parse_math": False}  # a class may be called $x^$, which is no formula
 
 
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Figure:
@@ -26,7 +26,7 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> F
     for place, (image, title) in enumerate(zip(images, titles, strict=True), 1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(drawable(title), fontsize=8, **PLAIN)
+        axes.set_title(drawable(title), fontsize=8, parse_math=False)  # a class may be called $x^$
         axes.axis("off")
     return figure
 
@@ -40,21 +40,6 @@ def show_batch(batch: tuple[Tensor, Tensor], classes: Sequence[str], n: int = 32
     "The first `n` pictures of a batch, inputs uint8 (n, h, w, channels) and targets, under the names of their classes."
     inputs, targets = (part[:n].cpu() for part in batch)
     return image_grid(inputs.numpy(), [classes[target] for target in targets.tolist()])
-
-
-def lr_curve(lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float) -> Figure:
-    "Loss against learning rate, raw and smoothed, with the suggested rate marked."
-    figure = _figure(7, 4)
-    axes = figure.add_subplot()
-    axes.plot(lrs, losses, alpha=0.3, label="loss of the global batch")
-    axes.plot(lrs, smoothed, label="smoothed")
-    axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"suggestion {suggestion:.2e}")
-    low, high = min(smoothed), losses[0]
-    axes.set(
-        xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - 0.1 * (high - low), low + 2 * (high - low))
-    )
-    axes.legend()
-    return figure
 
 
 def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> Figure:
@@ -119,6 +104,21 @@ def shortened(name: str, length: int = 24) -> str:
 def _cells(confusion: Tensor) -> list[tuple[tuple[int, int], int]]:
     "Row, column and count of the cells that are not zero."
     return [((row, column), int(confusion[row, column])) for row, column in confusion.nonzero().tolist()]
+
+
+def lr_curve(lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float) -> Figure:
+    "Loss against learning rate, raw and smoothed, with the suggested rate marked."
+    figure = _figure(7, 4)
+    axes = figure.add_subplot()
+    axes.plot(lrs, losses, alpha=0.3, label="loss of the global batch")
+    axes.plot(lrs, smoothed, label="smoothed")
+    axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"suggestion {suggestion:.2e}")
+    low, high = min(smoothed), losses[0]
+    axes.set(
+        xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - 0.1 * (high - low), low + 2 * (high - low))
+    )
+    axes.legend()
+    return figure
 
 
 def _figure(width: float, height: float) -> Figure:
