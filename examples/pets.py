@@ -28,7 +28,7 @@ from learner.data.sources import resolve
 from learner.data.splitters import at_random
 from learner.data.walk import summary
 from learner.data.warp import make_augment
-from learner.figures_interpret import confusion_matrix
+from learner.figures import confusion_matrix
 from learner.groups import body_and_head, replace_head
 from learner.interpret import most_confused
 from learner.learner import Callback, Learner

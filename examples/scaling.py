@@ -19,7 +19,7 @@ from cluster.gang import LocalGang
 from cluster.messages import Job
 from learner.data import shapes
 from learner.data.files import Split, open_split
-from learner.data.loader import Dataset, collate, epoch_order
+from learner.data.loader import Dataset, collate_readable, epoch_order
 from learner.data.normalize import Normalize
 from orchestrator import launch
 from orchestrator.driver import Pace, Plan
@@ -32,7 +32,7 @@ History = list[dict[str, float]]
 def by_hand(split: Split, epochs: int, logs: Path) -> History:
     "Drive a gang of one: its history, a row for each epoch."
     first = epoch_order(len(split.train), SEED, 0)[:64]
-    images, _ = collate(Dataset(split.train, SIZE), first)
+    images = collate_readable(Dataset(split.train, SIZE), first).inputs
     job = Job(
         train=split.train, valid=split.valid, n_classes=len(split.vocab), arch="simple_cnn_bn", size=SIZE,
         presize=SIZE, batch_size=BATCH, seed=SEED, normalize=Normalize.of(images), augment="none",

@@ -37,8 +37,8 @@ class Callback:
     """Reacts to the events in `EVENTS` by methods of their names; lower `order` goes first.
 
     `before_x` comes before x, `after_x` if x was completed, `cleanup_x` in any case; `after_opt` when the fit's
-    optimizer has been made. The learner's attributes are read
-    as the callback's own (`self.model`) and set through `self.learner`.
+    optimizer has been made. The learner's attributes are read as the callback's own (`self.model`) and set through
+    `self.learner`.
     """
 
     order = 0
@@ -67,8 +67,8 @@ class Learner:
 
     `dls` holds two iterables of batches (inputs, targets); `loss_func(preds, targets)` gives a scalar;
     `opt_func(parameters, lr=lr)` an optimizer, made anew by each `fit`; where `splitter` makes several groups of the
-    model's layers, it is given those. While it runs, callbacks find in it `epoch`,
-    `num` (of the batch in its epoch), `global_step` (optimizer steps done), `batch`, `preds`, `loss`, `opt` and `dl`.
+    model's layers, it is given those. While it runs, callbacks find in it `epoch`, `num` (of the batch in its epoch),
+    `global_step` (optimizer steps done), `batch`, `preds`, `loss`, `opt` and `dl`.
     """
 
     batch: tuple[Tensor, Tensor]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.blocks import SqueezeExcitation
 from learner.errors import UserError
 from learner.layers import Conv, Linear
 from learner.module import Module
-from learner.observe import observed
+from learner.summary import observed
+from learner.xresnet import SqueezeExcitation
 
 
 def orthonormal(weight: Tensor) -> Tensor:

@@ -1,28 +1,116 @@
-"The optimizers that have names: each is a choice of stats and steppers for the one Optimizer."
+"""The optimizers that have names, and the parts they are composed of: stats keep state, steppers update parameters.
+
+A part is called with a parameter, its gradient, that parameter's state and, by name, the hyperparameters that its
+keyword-only arguments declare. What it returns, unless None, is the gradient for the parts behind it. What is written
+here for one parameter gets many of them side by side in a flat one, which is the same to all that goes element by
+element; a part that looks at a parameter as a whole, at its norm or its shape, is marked `@per_tensor`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from learner.errors import UsageError, did_you_mean
-from learner.optimizer import Groups, Optimizer, Part, Rate, Reduce, hyperparameters
-from learner.steppers import (
-    adam_grad,
-    average_grad,
-    decay,
-    l2,
-    lamb_step,
-    mean_grad,
-    mean_square,
-    nesterov_grad,
-    rms_grad,
-    sgd_step,
-    step_count,
-)
+from learner.optimizer import Groups, Optimizer, Rate, Reduce
+from learner.spans import Part, State
 
-__all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSProp", "average_grad", "hyperparameters", "l2", "sgd_step"]
+SomePart = TypeVar("SomePart", bound=Callable[..., Tensor | None])
+
+
+def per_tensor(part: SomePart) -> SomePart:
+    "Mark a part that must see each parameter by itself; it may read the state, not add to it."
+    part.per_tensor = True  # type: ignore[attr-defined]
+    return part
+
+
+def _kept(state: State, name: str, like: Tensor) -> Tensor:
+    if name not in state:
+        state[name] = torch.zeros_like(like, requires_grad=False)
+    return state[name]
+
+
+# Stats
+
+
+def l2(p: Tensor, grad: Tensor, state: State, *, weight_decay: float = 0.0) -> Tensor:
+    "Add the gradient of weight_decay/2 * |p|^2, before any average is taken, as torch's SGD and Adam do."
+    return grad.add(p, alpha=weight_decay) if weight_decay else grad
+
+
+def average_grad(p: Tensor, grad: Tensor, state: State, *, momentum: float = 0.9, dampening: float = 0.0) -> Tensor:
+    "grad_avg = momentum * grad_avg + (1 - dampening) * grad, from the first gradient on: Polyak's heavy ball."
+    if "grad_avg" in state:
+        return state["grad_avg"].mul_(momentum).add_(grad, alpha=1 - dampening)
+    state["grad_avg"] = grad.clone()
+    return state["grad_avg"]
+
+
+def nesterov_grad(p: Tensor, grad: Tensor, state: State, *, momentum: float = 0.9) -> Tensor:
+    "The gradient looked up one momentum step ahead: Sutskever et al., 2013."
+    return grad.add(average_grad(p, grad, state, momentum=momentum), alpha=momentum)
+
+
+def mean_grad(p: Tensor, grad: Tensor, state: State, *, momentum: float = 0.9) -> None:
+    "Keep a moving mean of gradients, from zero (Adam's first moment; `momentum` is its beta1)."
+    _kept(state, "grad_mean", p).lerp_(grad, 1 - momentum)
+
+
+def mean_square(p: Tensor, grad: Tensor, state: State, *, sqr_momentum: float = 0.99) -> None:
+    "Keep a moving mean of squared gradients, from zero (Adam's second moment; `sqr_momentum` is its beta2)."
+    _kept(state, "sqr_mean", p).mul_(sqr_momentum).addcmul_(grad, grad, value=1 - sqr_momentum)
+
+
+def step_count(p: Tensor, grad: Tensor, state: State) -> None:
+    "Count the steps, in a tensor that stays on the CPU."
+    state["steps"] = state["steps"] + 1 if "steps" in state else torch.ones((), dtype=torch.int64)
+
+
+# Steppers
+
+
+def decay(p: Tensor, grad: Tensor, state: State, *, lr: float, weight_decay: float = 0.0) -> None:
+    "Shrink the parameter, apart from its gradient: Loshchilov and Hutter (https://arxiv.org/abs/1711.05101)."
+    if weight_decay:
+        p.mul_(1 - lr * weight_decay)
+
+
+def sgd_step(p: Tensor, grad: Tensor, state: State, *, lr: float) -> None:
+    "Go down the gradient."
+    p.add_(grad, alpha=-lr)
+
+
+def rms_grad(p: Tensor, grad: Tensor, state: State, *, eps: float = 1e-8) -> Tensor:
+    "The gradient over the root of its mean square: Hinton's RMSProp."
+    return grad / (state["sqr_mean"].sqrt() + eps)
+
+
+def adam_grad(
+    p: Tensor, grad: Tensor, state: State, *, momentum: float = 0.9, sqr_momentum: float = 0.999, eps: float = 1e-8
+) -> Tensor:
+    "The debiased mean over the root of the debiased mean square: Kingma and Ba (https://arxiv.org/abs/1412.6980)."
+    steps = int(state["steps"])
+    root = (state["sqr_mean"] / (1 - sqr_momentum**steps)).sqrt_().add_(eps)
+    return (state["grad_mean"] / (1 - momentum**steps)).div_(root)
+
+
+@per_tensor
+def lamb_step(p: Tensor, grad: Tensor, state: State, *, lr: float, weight_decay: float = 0.0) -> None:
+    """Go down the gradient and the decay by a length in proportion to the layer's weights.
+
+    You et al. (https://arxiv.org/abs/1904.00962); where either norm is 0 the ratio is 1. The norms stay on the device.
+    """
+    update = grad.add(p, alpha=weight_decay)
+    size, length = p.norm(), update.norm()
+    ratio = torch.where((size > 0) & (length > 0), size / length, torch.ones_like(size))
+    p.sub_(update.mul_(ratio * lr))
+
+
+# Each named optimizer is a choice of these for the one Optimizer.
 
 
 def SGD(

@@ -1,4 +1,4 @@
-"The optimizer: a step runs small stats, then small steppers, over all parameters at once (see steppers.py)."
+"The optimizer: a step runs small stats, then small steppers, over all parameters at once (see optim.py)."
 
 from __future__ import annotations
 

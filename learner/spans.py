@@ -12,8 +12,8 @@ from torch import Tensor
 
 from learner.flat import pieces, together
 from learner.module import Parameter
-from learner.steppers import State
 
+State = dict[str, Tensor]
 Part = Callable[..., Tensor | None]
 Past = dict[Parameter, State]
 BLOCK = 2**16  # elements for each thread: torch gives none less than half of it

@@ -1,17 +1,37 @@
-"model_summary: what each layer of a model gives, holds and costs, as data and as a table."
+"A model that is only looked at: model_summary, what each layer gives, holds and costs, as data and as a table."
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from learner.layers import Conv, Linear
 from learner.module import Module, Parameter, Sequential
-from learner.observe import observed
+
+
+@contextmanager
+def observed(model: Module, hooks: Iterable[tuple[Module, Callable[[Module, tuple, Any], Any]]]) -> Iterator[None]:
+    """Within it, no gradients are recorded, `model` evaluates, and the modules have their forward hooks.
+
+    Afterwards the hooks are gone, and each module trains or evaluates as it did before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    attached = [module.register_forward_hook(function) for module, function in hooks]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for hook in attached:
+            hook.remove()
+        for module, training in modes:  # parents come first, so each module ends with its own mode
+            module.training = training
 
 
 @dataclass

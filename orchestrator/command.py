@@ -15,7 +15,9 @@ from learner.errors import UsageError, UserError, printable
 from orchestrator.command_line import parse
 from orchestrator.stop import Interrupted
 
-KEPT = "the epochs that were done are in history.csv"
+# what is left where a command is cut short: one that trains, one that looks at a finished run
+KEPT = "epochs that were done, if any, are in history.csv"
+UNCHANGED = "the run's files are as they were"
 
 
 def command(

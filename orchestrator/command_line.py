@@ -1,4 +1,4 @@
-"The command line and the TOML file, read into a Config."
+"The command lines: options and a TOML file read into a Config, or RUN and what is asked of a finished run."
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ examples:
   tensorboard --logdir runs                                   look at all runs
 """
 
-
 FILE_LIMIT = 2**16  # bytes
 DESCRIPTIONS = {
     "launch": "Train an image classifier on GPUs or CPUs.",
@@ -31,9 +30,32 @@ DESCRIPTIONS = {
     "data_summary": "Walk one image through what launch would do with the same data options, step by step.",
 }
 
+EXAMINE = (  # options of what measures a finished run; their defaults are the run's
+    "data", "data_dir", "split", "label_regex", "labels_csv", "bad_images", "batch_size",
+    "gpus", "cpus", "local", "address", "backend",
+)  # fmt: skip
+EXAMINE_TEXTS = {
+    "data": "measure on this instead of the run's own data: on its validation part, or all of it where it has no parts",
+    "split": "measure on what validates by this split, instead of the run's",
+    "data_dir": "where downloaded and generated datasets are kept (default: where the run kept them)",
+    "bad_images": "what to do at an unreadable image (default: what the run did)",
+    "batch_size": "images at once, over all workers (default: the run's)",
+    "cpus": "work with N CPU workers instead, or a range (2:8)",
+}
+
 
 class Parser(argparse.ArgumentParser):
-    "An ArgumentParser whose errors are one sentence."
+    "Reads the options of `python -m orchestrator.COMMAND`: errors are one sentence, what is not given leaves no trace."
+
+    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=f"python -m orchestrator.{command}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         "Raise UsageError instead of printing the whole usage."
@@ -69,16 +91,19 @@ def parse(argv: Sequence[str], command: str = "launch") -> Config:
 
 def build_parser(command: str) -> Parser:
     "A parser with a flag for each field of Config; a flag that is not given leaves no trace."
-    parser = Parser(
-        prog=f"python -m orchestrator.{command}",
-        description=DESCRIPTIONS[command],
-        epilog=EPILOG if command == "launch" else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    parser = Parser(command, DESCRIPTIONS[command], EPILOG if command == "launch" else None)
+    parser.usage = "%(prog)s [options]"  # argparse's own would list all of them, and then again
     parser.add_argument("--config", metavar="FILE.toml", help="read options from a TOML file; flags win over it")
     parser.add_fields(_fields())
+    return parser
+
+
+def run_parser(command: str, description: str, options: Collection[str] = ()) -> Parser:
+    "A parser of RUN and of these fields of Config; a flag that is not given leaves no trace."
+    parser = Parser(command, description)
+    text = "a run directory, runs/NAME/version_N, or runs/NAME: its newest version that has a model"
+    parser.add_argument("run", metavar="RUN", help=text)
+    parser.add_fields([*options, "debug"], EXAMINE_TEXTS)
     return parser
 
 
@@ -106,6 +131,14 @@ def whole(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def positive(text: str) -> int:
+    "A whole number, 1 or more."
+    number = whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
 
 
 def number(text: str) -> float:

@@ -118,7 +118,7 @@ class Config:
         TRAIN,
         choices=("auto", "off", "on"),
     )
-    fine_tune: int = option(0, "first N more epochs of the head alone, as in fastai", TRAIN, "N")
+    fine_tune: int = option(0, "train the head alone for N epochs first, as fastai's fine_tune does", TRAIN, "N")
     early_stop: int = option(0, "end after N epochs without a better accuracy; 0: never", TRAIN, "N")
     save_best: bool = option(False, "save the epoch with the best accuracy instead of the last", TRAIN)
     seed: int = option(42, "seeds weights, order, augmentation and random splits", TRAIN, "N")
@@ -136,7 +136,7 @@ class Config:
         choices=("nccl", "gloo"),
     )
 
-    max_restarts: int = option(10, "how many deaths, and how many hangs, are made up for", FAULTS, "N")
+    max_restarts: int = option(10, "how many deaths, errors and hangs, of each, are made up for", FAULTS, "N")
     min_workers: int = option(
         1, "go on with no fewer, where no replacement is to be had (as --gpus 2:8 says, too)", FAULTS, "N"
     )
@@ -183,7 +183,11 @@ class Config:
         self._require("cpus", _is_count(self.cpus), "1 or more, or a range MIN:MAX such as 2:8")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "at least 0 and below 1")
-        self._require("augmentation", self.augmentation is None or self.augment == "full", "left out but for full")
+        self._require(
+            "augmentation",
+            self.augmentation is None or self.augment == "full",
+            "left out unless --augment full is given",
+        )
         self._require("augmentation", bool(AUGMENTATION.fullmatch(self.augmentation or "")), "NAME=VALUE,NAME=LOW:HIGH")
         mixing = self.mixup or self.cutmix
         self._require("accumulate", self.accumulate == 1 or not mixing, "1 where MixUp or CutMix mix whole batches")

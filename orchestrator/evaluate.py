@@ -6,15 +6,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.command import command
-from orchestrator.run_arguments import GANG, KEPT, run_parser
+from orchestrator.command import UNCHANGED, command
+from orchestrator.command_line import EXAMINE, run_parser
 
 DESCRIPTION = "Measure the model of a finished run, by default on the validation part of the data it was trained on."
 
 
 def read(argv: Sequence[str], name: str) -> dict[str, Any]:
     "The command line, by name."
-    return run_parser(name, DESCRIPTION, GANG).read(argv)
+    return run_parser(name, DESCRIPTION, EXAMINE).read(argv)
 
 
 def run(arguments: dict[str, Any]) -> dict[str, float]:
@@ -33,7 +33,7 @@ def run(arguments: dict[str, Any]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the command line."
-    return command("evaluate", run, argv, read, KEPT)
+    return command("evaluate", run, argv, read, UNCHANGED)
 
 
 if __name__ == "__main__":

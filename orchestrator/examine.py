@@ -19,10 +19,10 @@ from learner.data.warp import AugmentConfig
 from learner.errors import UsageError, UserError
 from learner.interpret import Outcomes
 from orchestrator.build import check_batch_size, make_gang, open_data, visible_devices
+from orchestrator.command_line import EXAMINE
 from orchestrator.config import Config
 from orchestrator.driver import Pace, Plan
 from orchestrator.loaded_run import CONFIG, LoadedRun
-from orchestrator.run_arguments import GANG
 from orchestrator.summary import unreadable
 from orchestrator.terminal import Terminal
 
@@ -95,7 +95,7 @@ def configured(run: LoadedRun, given: Mapping[str, Any]) -> tuple[Config, bool]:
     if given.keys() & {"label_regex", "labels_csv"}:
         dropped |= {"label_regex", "labels_csv"}
     kept = {name: value for name, value in saved.items() if name not in dropped}
-    changes = {name: given[name] for name in (*GANG, "debug") if name in given}
+    changes = {name: given[name] for name in (*EXAMINE, "debug") if name in given}
     return Config(**{**kept, **changes}), other and "split" not in given
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from learner.errors import UsageError
-from orchestrator.command import command
-from orchestrator.run_arguments import KEPT, run_parser
+from orchestrator.command import UNCHANGED, command
+from orchestrator.command_line import run_parser
 
 DESCRIPTION = "Write a finished run's model as a file that runs without this package."
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
@@ -51,7 +51,7 @@ def run(arguments: dict[str, Any]) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the command line."
-    return command("export", run, argv, read, KEPT)
+    return command("export", run, argv, read, UNCHANGED)
 
 
 if __name__ == "__main__":

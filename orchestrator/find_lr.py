@@ -15,6 +15,7 @@ def run(config: Config) -> dict[str, float | None]:
     from learner.figures import lr_curve
     from learner.lr_range import suggest
     from orchestrator.lr_finder import suggestion
+    from orchestrator.run_folder import LR_CURVE
     from orchestrator.session import open_session
 
     with open_session(config) as session:
@@ -23,11 +24,11 @@ def run(config: Config) -> dict[str, float | None]:
         session.show_range_test(test, best)
         folder = session.folder.path
     lr_curve(test.lrs, test.losses, test.smoothed, best).savefig(folder / "lr_finder.png", dpi=120)
-    with open(folder / "lr_finder.csv", "w") as file:
+    with open(folder / LR_CURVE, "w") as file:
         csv.writer(file).writerows([("lr", "loss", "smoothed"), *zip(test.lrs, test.losses, test.smoothed)])
     for name, rate in found.items():
         print(f"{name:<10} {'none' if rate is None else f'{rate:.3g}'}")
-    print(f"\nthe curve: {folder / 'lr_finder.png'} and lr_finder.csv beside it; train with --lr {best:.3g}")
+    print(f"\nthe curve: {folder / 'lr_finder.png'} and {LR_CURVE} beside it; train with --lr {best:.3g}")
     return found
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from learner.data.files import Labelled
 from learner.data.images import decode
-from learner.figures import image_grid
-from learner.figures_interpret import class_bars, confused_pairs, confusion_matrix, shortened
+from learner.figures import class_bars, confused_pairs, confusion_matrix, image_grid, shortened
 from learner.interpret import Confused, Outcomes, most_confused
 from learner.metrics import per_class
 from orchestrator.examine import Examined

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from cluster.faults import not_finite
-from orchestrator.best import Best
 from orchestrator.driver import Place, Spoiled, Stopped, train
 from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
@@ -83,3 +82,25 @@ def find_rate(session: Session) -> float:
     print(f"LR finder: {len(test.losses)} steps, suggestion {rate:.3g}; training goes on at that rate\n", flush=True)
     session.show_range_test(test, rate)
     return rate
+
+
+class Best:
+    "Which epoch was the best so far, by its accuracy; `patience` epochs without a new best end the run (0: none do)."
+
+    def __init__(self, patience: int = 0) -> None:
+        self.patience = patience
+        self.row: dict[str, Any] | None = None
+        self.waited = 0
+
+    def note(self, row: dict[str, Any]) -> bool:
+        "Take an epoch's row; whether its accuracy is above all before it (the first always is)."
+        if self.row is None or row["accuracy"] > self.row["accuracy"]:
+            self.row, self.waited = row, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        "Whether patience has run out."
+        return 0 < self.patience <= self.waited

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from learner.errors import UsageError
-from orchestrator.command import command
-from orchestrator.run_arguments import GANG, KEPT, positive, run_parser
+from orchestrator.command import UNCHANGED, command
+from orchestrator.command_line import EXAMINE, positive, run_parser
 
 DESCRIPTION = "Show where a finished run's model errs: confusion matrix, most confused classes, top losses, classes."
 TOP, MOST = 24, 120
@@ -18,7 +18,7 @@ FOLDER = "interpret"
 
 def read(argv: Sequence[str], name: str) -> dict[str, Any]:
     "The command line, by name."
-    parser = run_parser(name, DESCRIPTION, GANG)
+    parser = run_parser(name, DESCRIPTION, EXAMINE)
     text = f"how many images and pairs the pictures show (default: {TOP}, at most {MOST})"
     parser.add_argument("--top", metavar="N", type=positive, help=text)
     arguments = parser.read(argv)
@@ -52,7 +52,7 @@ def run(arguments: dict[str, Any]) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the command line."
-    return command("interpret", run, argv, read, KEPT)
+    return command("interpret", run, argv, read, UNCHANGED)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from learner.errors import UserError
-from orchestrator.command import command
-from orchestrator.run_arguments import KEPT, positive, run_parser
+from orchestrator.command import UNCHANGED, command
+from orchestrator.command_line import positive, run_parser
 
 DESCRIPTION = "Say what images show: their likeliest classes, each with its probability."
 TOP, BATCH = 3, 64
@@ -66,7 +66,7 @@ def entry(prediction: Any) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the command line."
-    return command("predict", run, argv, read, KEPT)
+    return command("predict", run, argv, read, UNCHANGED)
 
 
 if __name__ == "__main__":

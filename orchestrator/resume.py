@@ -14,7 +14,7 @@ from learner.errors import UsageError, printable, shown
 from orchestrator.config import Config, flag
 from orchestrator.driver import Place, Plan
 from orchestrator.loaded_run import CONFIG, read_object
-from orchestrator.run_folder import HISTORY, newest_version
+from orchestrator.run_folder import HISTORY, LR_CURVE, versions
 from orchestrator.tally import Tally
 
 CHECKPOINTS = "checkpoints"
@@ -82,7 +82,7 @@ def find_run(config: Config, parent: Path) -> Path | None:
     """
     if config.resume is None and not config.autoresume:
         return None
-    found = newest_version(parent) if config.resume in (None, "last") else Path(str(config.resume)).expanduser()
+    found = newest_run(parent) if config.resume in (None, "last") else Path(str(config.resume)).expanduser()
     if found is None or not (found / CONFIG).is_file():
         if config.autoresume:
             return None
@@ -90,6 +90,13 @@ def find_run(config: Config, parent: Path) -> Path | None:
         raise UsageError(f"--resume {config.resume}: there is no run in {place}; leave the flag out to begin one")
     _refuse_changes(config, found)
     return found
+
+
+def newest_run(parent: Path) -> Path | None:
+    "The newest version below `parent`, if there is one; what find_lr has left there is no run to go on with."
+    there = [parent / f"version_{number}" for number in versions(parent)]
+    runs = [one for one in there if (one / CHECKPOINTS).exists() or not (one / LR_CURVE).exists()]
+    return runs[-1] if runs else None
 
 
 def _refuse_changes(config: Config, run: Path) -> None:

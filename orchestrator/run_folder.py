@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from learner.errors import UsageError
 
 ASIDE = re.compile(r"\..+\.\d+")  # .NAME.PID: where this and cluster/checkpoint.py write what is to be NAME
+LR_CURVE = "lr_finder.csv"
 HISTORY = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "images_per_second", "seconds")
 
 
@@ -60,6 +62,8 @@ class RunFolder:
         "Remove the directory of a run of which no worker ever started, and so left no log."
         if self.logs.is_dir() and not any(self.logs.iterdir()):
             shutil.rmtree(self.path, ignore_errors=True)
+            with suppress(OSError):  # it has other versions
+                self.path.parent.rmdir()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         "Write a JSON file that people can read."
@@ -103,12 +107,6 @@ def versions(parent: Path) -> list[int]:
     names = os.listdir(parent) if parent.is_dir() else []
     numbers = [name.removeprefix("version_") for name in names if name.startswith("version_")]
     return sorted(int(number) for number in numbers if number.isdecimal())
-
-
-def newest_version(parent: Path) -> Path | None:
-    "The run directory with the largest number, if there is one."
-    there = versions(parent)
-    return parent / f"version_{there[-1]}" if there else None
 
 
 def _new_version(parent: Path) -> Path:

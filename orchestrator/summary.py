@@ -41,9 +41,10 @@ def report_configuration(
     }
     chosen = dataclasses.asdict(config)
     folder.write_json("config.json", {**chosen, "resolved": resolved})
-    for name, value in {**chosen, **resolved}.items():
-        if value is not None:
-            print(f"{name:<16} {value}")
+    told = {name: value for name, value in {**chosen, **resolved}.items() if value is not None}
+    width = max(map(len, told))
+    for name, value in told.items():
+        print(f"{name:<{width}} {value}")
     print(flush=True)
 
 

@@ -33,12 +33,11 @@ class BadImage(UserError):
 def decode(file: str, size: int, max_ratio: float = math.inf, channels: int = 3) -> NDArray[np.uint8]:
     """The image squashed to a square, uint8 (size, size, channels), whatever its mode: grey, palette, CMYK ...
 
-    With 3 `channels` it is in colour, with 1 in grey.
-    Of one that is longer than `max_ratio` times its other side, the ends are cut off first: 1 keeps every aspect, 4/3
-    is what fastai's RandomResizedCrop validates on, infinity (the default) squashes it all.
-    A JPEG is decoded at a half, quarter or eighth where that is still twice the target or more: the bicubic filter
-    then sees enough pixels that nobody can tell. Raises BadImage for a file that is missing, empty, truncated, not an
-    image, or so large that it must be an attack.
+    With 3 `channels` it is in colour, with 1 in grey. Of one that is longer than `max_ratio` times its other side, the
+    ends are cut off first: 1 keeps every aspect, 4/3 is what fastai's RandomResizedCrop validates on, infinity (the
+    default) squashes it all. A JPEG is decoded at a half, quarter or eighth where that is still twice the target or
+    more: the bicubic filter then sees enough pixels that nobody can tell. Raises BadImage for a file that is missing,
+    empty, truncated, not an image, or so large that it must be an attack.
     """
     convert = converter(channels)
     with _opened(file) as image:

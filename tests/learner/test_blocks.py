@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from learner.batchnorm import BatchNorm
-from learner.blocks import ResBlock, SqueezeExcitation
 from learner.errors import UsageError
 from learner.layers import (
     ACTIVATIONS,
@@ -26,6 +25,7 @@ from learner.layers import (
     MaxPool,
 )
 from learner.module import Module
+from learner.xresnet import ResBlock, SqueezeExcitation
 
 seeds = st.integers(0, 2**31)
 sides = st.integers(1, 9)

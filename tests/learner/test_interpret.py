@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from learner.callbacks.outcomes import KeepOutcomes
 from learner.data.loader import DataLoader, DataLoaders
 from learner.errors import UserError
-from learner.figures_interpret import class_bars, confused_pairs, confusion_matrix
+from learner.figures import class_bars, confused_pairs, confusion_matrix
 from learner.interpret import Confused, Outcomes, most_confused
 from learner.learner import Learner
 from learner.models import linear

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from learner.batchnorm import BatchNorm
-from learner.blocks import ResBlock, SqueezeExcitation
 from learner.errors import UsageError
 from learner.layers import BlurPool, ConvLayer
 from learner.models import MODELS, build, named, simple_cnn, simple_cnn_bn
-from learner.xresnet import xresnet18, xresnet50
+from learner.xresnet import ResBlock, SqueezeExcitation, xresnet18, xresnet50
 
 
 @pytest.mark.parametrize("name", [*MODELS, "xresnet18_silu_se_blur"])

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from learner.batchnorm import BatchNorm
-from learner.blocks import ResBlock, SqueezeExcitation
 from learner.dropout import Dropout
 from learner.errors import UserError
 from learner.layers import BlurPool, Conv, ConvLayer
 from learner.models import MODELS, build
 from learner.resnet import load_torchvision, resnet18, resnet34, resnet50
-from learner.xresnet import xresnet18, xresnet34, xresnet50
+from learner.xresnet import ResBlock, SqueezeExcitation, xresnet18, xresnet34, xresnet50
 
 RESNETS = {resnet18: (2, 2, 2, 2), resnet34: (3, 4, 6, 3), resnet50: (3, 4, 6, 3)}
 

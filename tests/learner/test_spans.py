@@ -13,8 +13,7 @@ from torch.testing import assert_close
 
 from learner.layers import Linear
 from learner.module import Module, Parameter
-from learner.optim import LAMB, SGD, Adam, AdamW, Optimizer, RMSProp
-from learner.steppers import per_tensor, sgd_step
+from learner.optim import LAMB, SGD, Adam, AdamW, Optimizer, RMSProp, per_tensor, sgd_step
 
 SHAPES = [(3, 2), (4,), (), (2, 3, 2, 2), (1,)]
 MAKERS: dict[str, Callable[..., Optimizer]] = {

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import orchestrator.fit
 from cluster.checkpoint import Checkpoints
 from cluster.faults import Failure, WorkersFailed
 from orchestrator.config import Config
 from orchestrator.driver import Place, Spoiled, Stopped
-from orchestrator.fit import fit
+from orchestrator.fit import Best, fit
 from orchestrator.saver import Saver
 from orchestrator.session import open_session
 
@@ -55,3 +57,14 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
     saver.close()
     assert saver.checkpoints.steps() == [1]
     assert warnings == ["warning: no checkpoint of step 2 is written: 0/weight is not finite; older ones are kept"]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(0, 4))
+def test_best_is_the_first_highest_and_patience_counts_since_then(accuracies, patience) -> None:
+    best = Best(patience)
+    for number, accuracy in enumerate(accuracies):
+        better = best.note({"epoch": number, "accuracy": accuracy})
+        first = accuracies.index(max(accuracies[: number + 1]))
+        assert better == (first == number)
+        assert best.row is not None and best.row["epoch"] == first
+        assert best.exhausted == (patience > 0 and number - first >= patience)

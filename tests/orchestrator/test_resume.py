@@ -13,6 +13,7 @@ import pytest
 
 import cluster.worker
 import orchestrator.driver
+import orchestrator.find_lr
 import orchestrator.fit
 import tests.results
 from cluster.checkpoint import Checkpoints
@@ -207,6 +208,16 @@ def test_a_finished_run_resumes_to_its_own_end(data, uninterrupted, tmp_path, ca
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     assert launch(data, tmp_path, "--resume", "last") == 0
     assert "after 3 epochs" in capsys.readouterr().out
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterrupted, tmp_path, capsys) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    where = ["--data", str(data), "--runs", str(tmp_path), "--data-dir", str(data.parent / "cache")]
+    assert orchestrator.find_lr.main([*OPTIONS, *where]) == 0
+    capsys.readouterr()
+    assert launch(data, tmp_path, "--autoresume") == 0
+    assert "version_0" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
 
 

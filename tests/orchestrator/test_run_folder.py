@@ -106,6 +106,14 @@ def test_what_a_killed_driver_left_half_written_is_swept_away(tmp_path: Path) ->
     assert sorted(folder.path.rglob("*")) == kept
 
 
+def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
+    begun, never, alone = RunFolder.create(tmp_path / "n"), RunFolder.create(tmp_path / "n"), tmp_path / "alone"
+    (begun.logs / "rank_0.log").touch()
+    for folder in (begun, never, RunFolder.create(alone)):
+        folder.remove_unless_begun()
+    assert begun.path.is_dir() and not never.path.exists() and not alone.exists()
+
+
 @pytest.mark.parametrize("place", ["/proc", "/sys/kernel", "a-file"])
 def test_where_nothing_can_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "a-file").touch()
