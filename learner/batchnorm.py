@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,20 @@ class BatchNorm(Module):
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
                 running.lerp_(new.to(running.dtype), momentum.to(running.dtype))
         return _Normalise.apply(x, self.weight, self.bias, mean, var, count, self.eps, sum_)
+
+
+@contextmanager
+def unshared(model: Module) -> Iterator[None]:
+    "Within it, each BatchNorm of the model sees this device's samples alone."
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    sums = [norm.sum_ for norm in norms]
+    try:
+        for norm in norms:
+            norm.sum_ = None
+        yield
+    finally:
+        for norm, sum_ in zip(norms, sums):
+            norm.sum_ = sum_
 
 
 def _nobody_else(total: Tensor) -> None:
