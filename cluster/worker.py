@@ -22,7 +22,7 @@ from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
-from learner.callbacks.compile import Compile
+from learner.callbacks.compile import Compile, first_line
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
 from learner.callbacks.outcomes import KeepOutcomes
@@ -187,9 +187,7 @@ class Worker(Replica):
             self._undo(own)
             if isinstance(error, NotFinite):
                 self._explain(error, batch, own)
-            if not self._was_compiled(error):
-                raise
-            self._parts(batch)
+            self._redo(error, batch)
 
     def _explain(self, error: NotFinite, batch: Readable, own: int) -> NoReturn:
         "Raise what this rank has to say of a batch that all have refused."
@@ -200,11 +198,15 @@ class Worker(Replica):
         finally:
             self._undo(own)
 
-    def _was_compiled(self, error: BaseException) -> bool:
-        "Whether code that was compiled for a batch failed, before anything of it was sent: without, it can be redone."
+    def _redo(self, error: BaseException, batch: Readable) -> None:
+        "Do a batch again, without the compiled code that failed in it; raise `error` if that is not what it was."
         if self.compile is None or not isinstance(error, Exception) or isinstance(error, PeerLost | UserError):
-            return False
-        return self.compile.failed(error)
+            raise error
+        if not self.compile.failed(error):
+            raise error
+        if self.compile.shared:  # the others wait for this rank in the midst of the step: all begin it again
+            raise PeerLost(f"step {self.step} is begun again, uncompiled: {first_line(error)}") from error
+        self._parts(batch)
 
     def _parts(self, batch: Readable, to_step: bool = True) -> None:
         """The batch in as many parts as the job says, and behind the last of them, unless not `to_step`, the step.
