@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cluster.comms import Comm, PeerLost
+from cluster.comms import Comm
 from cluster.faults import NotFinite
 from cluster.messages import Job
 from cluster.rank_learner import RankLearner, RankResults
@@ -40,34 +40,39 @@ class FiniteGuard:
     2. Sums do not say whose numbers they were spoiled by. So in `explain` each rank goes through its part of the batch
        once more, by itself: nothing is reduced, and BatchNorm sees its samples alone. Healthy steps cost nothing.
     3. One sum over all ranks then tells who is to blame, and those alone name their files and the layer.
+
+    fp16's scaler sees to gradients, whose overflow is nothing out of the ordinary there.
     """
 
     def __init__(self, job: Job, learner: RankLearner, results: RankResults, statistics: Statistics) -> None:
         self.job, self.learner, self.results, self.statistics = job, learner, results, statistics
         self.probe = False  # such as the LR finder, which wants to see them
+        self.skipped = ""  # what `look` has seen, where it had the step skipped
 
     def look(self, params: object) -> None:
         "Skip the step, or raise NotFinite, if the loss or a gradient of all ranks together is not finite."
         if self.probe or self._fine():
             return
         count, loss = self.results.reducer.tail[:2]
-        if self.job.on_nan == "skip":
-            self.statistics.put_back()
-            loss.fill_(float("nan"))  # so that the driver hears of it, also where the loss was finite
-            raise SkipStep
         mean = float(loss / count.clamp(min=1))
         what = f"the loss became {mean}" if not math.isfinite(mean) else "a gradient became infinite"
-        raise NotFinite(f"{what} at step {self.learner.global_step} (learning rate {self.learner.opt.lr:g})")
+        what += f" at step {self.learner.global_step} (learning rate {self.learner.opt.lr:g})"
+        if self.job.on_nan != "skip":
+            raise NotFinite(what)
+        self.skipped = what
+        self.statistics.put_back()
+        loss.fill_(float("nan"))  # so that the driver hears of it, also where the loss was finite
+        raise SkipStep
 
     def _fine(self) -> bool:
         "Whether what has come together of loss and gradients is finite."
         reducer = self.results.reducer
         loss = reducer.tail[1]
-        gradient = reducer.gradients.sum() if self.job.precision != "fp16" else loss  # its scaler sees to those
+        gradient = reducer.gradients.sum() if self.job.precision != "fp16" else loss
         return math.isfinite(loss + gradient)
 
-    def explain(self, error: NotFinite, comm: Comm, again: Callable[[], None]) -> Exception:
-        """What this rank is to raise for a step that all have refused with `error`: PeerLost, if others are to blame.
+    def explain(self, what: str, comm: Comm, again: Callable[[], None]) -> str:
+        """What this rank has to say of a step that all have refused: nothing, if others are to blame.
 
         `again` goes through this rank's part of the batch as before, but leaves the sums that it comes to with it.
         """
@@ -76,9 +81,9 @@ class FiniteGuard:
             again()
         own = not self._fine()
         if not to_blame([own_loss, own], comm, self.results.reducer.flat.device):
-            return PeerLost(f"numbers of another rank are not finite at step {self.learner.global_step}")
+            return ""
         files = files_of(self.job, self.learner.epoch, self.learner.num, comm.rank, comm.world_size)
-        return NotFinite(f"{error}, in the batch of {some(files)}; {self._where(layers)}; {ADVICE}")
+        return f"{what}, in the batch of {some(files)}; {self._where(layers)}"
 
     def _where(self, layers: Sequence[str]) -> str:
         if layers:

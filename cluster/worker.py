@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from cluster.comms import Comm, PeerLost
 from cluster.faults import NotFinite
 from cluster.messages import Chunk, Job, Report
-from cluster.not_finite import FiniteGuard
+from cluster.not_finite import ADVICE, FiniteGuard
 from cluster.rank_learner import NAMES, RankLearner, RankResults
 from cluster.reducer import GradientSum
 from cluster.replica import Replica
@@ -186,17 +185,31 @@ class Worker(Replica):
         except BaseException as error:
             self._undo(own)
             if isinstance(error, NotFinite):
-                self._explain(error, batch, own)
+                told = self._explain(f"{error}", batch)
+                other = PeerLost(f"numbers of another rank are not finite at step {self.step}")
+                raise (NotFinite(f"{told}; {ADVICE}") if told else other) from None
             self._redo(error, batch)
+        if self.guard.skipped:
+            self._note_skipped(batch)
 
-    def _explain(self, error: NotFinite, batch: Readable, own: int) -> NoReturn:
-        "Raise what this rank has to say of a batch that all have refused."
+    def _explain(self, what: str, batch: Readable) -> str:
+        "What this rank has to say of a batch that all have refused: nothing, if others are to blame."
+        own = self.results.own
         if self.compile is not None:
             self.compile.worth = False
         try:
-            raise self.guard.explain(error, self.comm, lambda: self._parts(batch, to_step=False)) from None
+            return self.guard.explain(what, self.comm, lambda: self._parts(batch, to_step=False))
         finally:
             self._undo(own)
+
+    def _note_skipped(self, batch: Readable) -> None:
+        "Say what is known of a step that was skipped, if this rank is to blame."
+        self.learner.global_step -= 1  # which decides what is dropped, cropped and mixed
+        try:
+            if told := self._explain(self.guard.skipped, batch):
+                self.notes.append(f"skipped by rank {self.comm.rank}: {told}")
+        finally:
+            self.learner.global_step += 1
 
     def _redo(self, error: BaseException, batch: Readable) -> None:
         "Do a batch again, without the compiled code that failed in it; raise `error` if that is not what it was."
@@ -227,7 +240,7 @@ class Worker(Replica):
         if self.learner.model.training:
             self.statistics.put_back()
         self.reducer.reset()
-        self.results.own = own
+        self.results.own, self.guard.skipped = own, ""
 
     def _set(self, hypers: dict[str, float], part: LocalPart) -> None:
         "Tell the optimizer, and the callbacks that change pictures, what this step is about."

@@ -76,7 +76,8 @@ def test_a_skipped_step_leaves_only_its_number(nan_job: Job) -> None:
     before = one.fingerprint()
     report = one.run(Chunk(True, 0, 2, 2, (FINE,)))
     assert one.fingerprint() == before
-    assert np.isnan(report.batches["loss"][0]) and report.counts == [8.0]
+    assert np.isnan(report.batches["loss"][0]) and report.counts == [8.0] and report.own == 8
+    assert "the first layer whose output is not finite is 2." in report.notes[0]
     assert np.isfinite(one.run(Chunk(True, 0, 3, 3, (FINE,))).losses).all()
     one.close()
 
@@ -207,6 +208,9 @@ def test_all_ranks_decide_alike(ray_gang: RayGang, nan_job: Job, on_nan: str) ->
         (reports,) = ray_gang.stream([chunk])
         assert [np.isfinite(loss) for loss in reports[0].losses] == [step != 4 for step in range(7)]
         assert len(set(ray_gang.call("fingerprint"))) == 1
+        assert [len(report.notes) for report in reports] == [0, 1, 0], "who is to blame says so"
+        assert "skipped by rank 1: the loss became nan at step 4 (learning rate 0.05)" in reports[1].notes[0]
+        assert all(file in reports[1].notes[0] for file in files_of(mine, 0, 4, rank=1, world_size=3))
         return
     with pytest.raises(WorkersFailed) as caught:
         list(ray_gang.stream([chunk]))
