@@ -74,11 +74,12 @@ class RankResults(Callback):
         preds, targets = self.preds.detach(), self.batch[1]
         metrics = [metric(preds, targets) for metric in METRICS.values()]
         loss = self.learner.loss.detach()
-        self.own, self.own_loss = self.own + len(targets), loss
+        self.own += len(targets)
         numbers = [loss.new_full((), len(targets)), loss, *(metric.to(loss.dtype) for metric in metrics)]
         if self.model.training:
             self.reducer.weight.add_(self.learner.weight())
             self.reducer.tail.add_(torch.stack(numbers))
+            self.own_loss = self.reducer.tail[NAMES.index("loss")].clone()  # the tail is soon all ranks'
         else:
             self.batches.append(torch.stack(numbers).double())
 

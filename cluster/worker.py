@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from cluster.comms import Comm, PeerLost
 from cluster.faults import NotFinite
 from cluster.messages import Chunk, Job, Report
+from cluster.not_finite import ADVICE, FiniteGuard
 from cluster.rank_learner import NAMES, RankLearner, RankResults
 from cluster.reducer import GradientSum
 from cluster.replica import Replica
@@ -21,7 +21,7 @@ from cluster.stream import LocalBatches
 from learner.batchnorm import BatchNorm
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
-from learner.callbacks.compile import Compile
+from learner.callbacks.compile import Compile, first_line
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
 from learner.callbacks.outcomes import KeepOutcomes
@@ -31,14 +31,12 @@ from learner.data.images import BadImage
 from learner.data.loader import Readable, collate_readable, epoch_order
 from learner.data.warp import Warp, make_augment
 from learner.errors import UserError
-from learner.finite import first_not_finite
 from learner.groups import body_and_head, no_decay_groups, one_group, plain_groups
 from learner.learner import Callback, Learner
 from learner.lsuv import lsuv
 from learner.models import build
 from learner.module import Module
 from learner.optim import make_optimizer
-from learner.optimizer import SkipStep
 from learner.statistics import Statistics
 
 SAMPLE = 64  # images that LSUV looks at
@@ -108,9 +106,10 @@ class Worker(Replica):
         self.learner.class_weights = torch.tensor(job.class_weights, device=device) if job.class_weights else None
         self.learner("before_fit")
         self.statistics = Statistics(model)
+        self.guard = FiniteGuard(job, self.learner, self.results, self.statistics)
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
         if device.type == "cpu" or job.on_nan != "stop":  # a GPU would have to be waited for; there the driver looks
-            self.learner.opt.then(self._refuse_nan)
+            self.learner.opt.then(self.guard.look)
         if not job.sync_batchnorm:
             self.learner.opt.then(self._average_statistics)
         self.learner("after_opt")
@@ -170,13 +169,13 @@ class Worker(Replica):
         self.started, self.waited = time.perf_counter(), self.comm.seconds
         self.learner.epoch, self.learner.global_step = chunk.epoch, chunk.step
         self.results.reset()
+        self.guard.probe = chunk.probe
         self.turn_to(chunk.train)
         self.learner.take_kept()  # what a chunk that came to no end has left
 
     def _batch(self, batch: Readable, part: LocalPart, hypers: dict[str, float]) -> None:
         "One global batch, of which `batch` has this rank's samples, and behind them those they are mixed with."
         self._set(hypers, part)
-        self.part = part
         if self.compile is not None:  # smaller ones come once an epoch, ones with gaps in any size
             self.compile.worth = part.n == self.job.batch_size and not batch.bad
         if self.learner.model.training:
@@ -185,20 +184,46 @@ class Worker(Replica):
         try:
             self._parts(batch)
         except BaseException as error:
-            self._undo()
-            if not self._was_compiled(error):
-                raise
-            self.results.own = own
-            self._parts(batch)
+            self._undo(own)
+            if isinstance(error, NotFinite):
+                told = self._explain(f"{error}", batch)
+                other = PeerLost(f"numbers of another rank are not finite at step {self.step}")
+                raise (NotFinite(f"{told}; {ADVICE}") if told else other) from None
+            self._redo(error, batch)
+        if self.guard.skipped:
+            self._note_skipped(batch)
 
-    def _was_compiled(self, error: BaseException) -> bool:
-        "Whether code that was compiled for a batch failed, before anything of it was sent: without, it can be redone."
+    def _explain(self, what: str, batch: Readable) -> str:
+        "What this rank has to say of a batch that all have refused: nothing, if others are to blame."
+        own = self.results.own
+        if self.compile is not None:
+            self.compile.worth = False
+        try:
+            return self.guard.explain(what, self.comm, lambda: self._parts(batch, to_step=False))
+        finally:
+            self._undo(own)
+
+    def _note_skipped(self, batch: Readable) -> None:
+        "Say what is known of a step that was skipped, if this rank is to blame."
+        self.learner.global_step -= 1  # which decides what is dropped, cropped and mixed
+        try:
+            if told := self._explain(self.guard.skipped, batch):
+                self.notes.append(f"skipped by rank {self.comm.rank}: {told}")
+        finally:
+            self.learner.global_step += 1
+
+    def _redo(self, error: BaseException, batch: Readable) -> None:
+        "Do a batch again, without the compiled code that failed in it; raise `error` if that is not what it was."
         if self.compile is None or not isinstance(error, Exception) or isinstance(error, PeerLost | UserError):
-            return False
-        return self.compile.failed(error)
+            raise error
+        if not self.compile.failed(error):
+            raise error
+        if self.compile.shared:  # the others wait for this rank in the midst of the step: all begin it again
+            raise PeerLost(f"step {self.step} is begun again, uncompiled: {first_line(error)}") from error
+        self._parts(batch)
 
-    def _parts(self, batch: Readable) -> None:
-        """The batch in as many parts as the job says, and behind the last of them the step.
+    def _parts(self, batch: Readable, to_step: bool = True) -> None:
+        """The batch in as many parts as the job says, and behind the last of them, unless not `to_step`, the step.
 
         Rows are dealt to the parts in turn, so that a part has the same samples at any world size, which is what
         BatchNorm sees at once, and each rank has its share of it.
@@ -206,47 +231,17 @@ class Worker(Replica):
         learner, parts = self.learner, self.job.accumulate if self.learner.model.training else 1
         for number in range(parts):
             here = batch.rows % parts == number if parts > 1 else slice(None)
-            learner.last_part = self.reducer.last_part = number == parts - 1
+            learner.last_part = self.reducer.last_part = to_step and number == parts - 1
             learner.batch, learner.rows = (batch.inputs[here], batch.targets[here]), batch.rows[here]
             learner.one_batch()
 
     @torch.no_grad()
-    def _undo(self) -> None:
+    def _undo(self, own: int) -> None:
         "Be as before the batch that failed: an update comes behind all that can fail, BatchNorm's statistics do not."
         if self.learner.model.training:
             self.statistics.put_back()
         self.reducer.reset()
-
-    def _refuse_nan(self, params: object) -> None:
-        """Let no number into the weights that is not finite: skip the step, or raise NotFinite.
-
-        Sums over all ranks are looked at, so that all decide alike; of the ranks, those that are to blame say so.
-        """
-        count, loss = self.reducer.tail[:2]
-        gradient = self.reducer.gradients.sum() if self.job.precision != "fp16" else loss  # its scaler sees to those
-        if self.chunk.probe or math.isfinite(loss + gradient):
-            return
-        if self.job.on_nan == "skip":
-            self.statistics.put_back()
-            loss.fill_(float("nan"))  # so that the driver hears of it, also where the loss was finite
-            raise SkipStep
-        if not loss.isfinite() and self.results.own_loss.isfinite():
-            raise PeerLost(f"the loss of another rank is not finite at step {self.step}")
-        raise NotFinite(self._what_is_not_finite(float(loss / count.clamp(min=1))))
-
-    def _what_is_not_finite(self, loss: float) -> str:
-        "For people: step, rate, files, layer, and what to do."
-        learner, train = self.learner, self.job.train
-        what = f"the loss became {loss}" if not math.isfinite(loss) else "a gradient became infinite"
-        order = epoch_order(len(train), self.job.seed, learner.epoch)
-        files = [train.files[order[self.part.start + row]] for row in self.part.mine]
-        among = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        layer = first_not_finite(learner.model, learner.batch[0])
-        where = f"; the first layer whose output is not finite is {layer}" if layer else ""
-        return (
-            f"{what} at step {self.step} (learning rate {learner.opt.lr:g}), in the batch of {', '.join(files[:3])}"
-            f"{among}{where}; lower --lr, let --lr auto find one, or choose --on-nan skip or rollback"
-        )
+        self.results.own, self.guard.skipped = own, ""
 
     def _set(self, hypers: dict[str, float], part: LocalPart) -> None:
         "Tell the optimizer, and the callbacks that change pictures, what this step is about."

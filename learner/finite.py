@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from learner.batchnorm import BatchNorm
 from learner.module import Module
 
 
-@torch.no_grad()
-def first_not_finite(model: Module, x: Tensor) -> str | None:
-    """The name of the first layer that makes numbers out of a batch which are not finite; None if all are.
-
-    The model sees the batch in the mode that it is in, so that BatchNorm's running statistics may change; those that
-    are shared with other devices are of this batch alone.
-    """
+@contextmanager
+def spoiled_outputs(model: Module) -> Iterator[list[str]]:
+    "Within it, the list has the names of the layers that made numbers which are not finite, as they came."
     found: list[str] = []
-    shared = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    sums = [module.sum_ for module in shared]
 
     def look(name: str, module: Module, inputs: tuple, output: Any) -> None:
         if isinstance(output, Tensor) and not module.children and not bool(output.isfinite().all()):
@@ -29,12 +24,14 @@ def first_not_finite(model: Module, x: Tensor) -> str | None:
 
     hooks = [module.register_forward_hook(partial(look, name)) for name, module in model.named_modules()]
     try:
-        for module in shared:
-            module.sum_ = None
-        model(x)
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
-        for module, sum_ in zip(shared, sums):
-            module.sum_ = sum_
-    return found[0] if found else None
+
+
+@torch.no_grad()
+def spoiled_gradients(model: Module) -> list[str]:
+    "The names of the layers whose gradients are not finite, from the model's end, where backward begins."
+    grads = ((name.rpartition(".")[0], p.grad) for name, p in reversed(list(model.named_parameters())))
+    return [name or "the model" for name, grad in grads if grad is not None and not bool(grad.isfinite().all())]

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.faults import NotFinite, WorkersFailed
 from cluster.gang import Gang
+from cluster.not_finite import ADVICE
 from cluster.shards import n_batches
 from cluster.worker import Chunk, Report
 from learner.data.sizes import Sizes
@@ -141,7 +142,11 @@ class Pace:
 
 
 class Spoiled(NotFinite):
-    "The driver found numbers that are not finite: by then workers hold them, and are steps ahead."
+    "The driver found numbers that are not finite in a `step`: by then workers hold them, and are steps ahead."
+
+    def __init__(self, what: str, step: int, files: str = "") -> None:
+        super().__init__(what + (f", in the batch of {files}" if files else "") + f"; {ADVICE}")
+        self.what, self.step = what, step
 
 
 class Replicas(UserError):
@@ -206,10 +211,7 @@ def refuse_nan(reports: Sequence[Report]) -> None:
     chunk = reports[0].chunk
     for step in spoiled_steps(reports):
         loss, rate = reports[0].losses[step - chunk.step], chunk.hypers[step - chunk.step]["lr"]
-        raise Spoiled(
-            f"the loss became {loss} at step {step} (learning rate {rate:g}); lower --lr, let --lr auto find one, or "
-            "choose --on-nan skip or rollback"
-        )
+        raise Spoiled(f"the loss became {loss} at step {step} (learning rate {rate:g})", step)
 
 
 def spoiled_steps(reports: Sequence[Report]) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from cluster.faults import not_finite
+from cluster.not_finite import files_of, some
 from orchestrator.driver import Place, Spoiled, Stopped, train
 from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
@@ -57,13 +58,17 @@ def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) ->
         session.save_checkpoint(standing)
         how = GO_ON if session.saver.finish() else "it could not be saved"
         raise Interrupted(stop.code, f"stopped in epoch {standing.place.epoch}: {how}") from None
-    if session.config.on_nan == "rollback" and not_finite(stopped.cause):
+    cause = stopped.cause
+    if isinstance(cause, Spoiled):
+        files = files_of(session.job, *divmod(cause.step, session.plan.train_batches))
+        cause = Spoiled(cause.what, cause.step, some(files))
+    if session.config.on_nan == "rollback" and not_finite(cause):
         _halve_rate(session)
-    elif not isinstance(stopped.cause, Spoiled) and (tensors := session.gang.salvage()):
+    elif not isinstance(cause, Spoiled) and (tensors := session.gang.salvage()):
         session.save_checkpoint(standing, tensors)
         if session.saver.finish():
-            stopped.cause.add_note(f"all completed steps are saved: {GO_ON}")
-    raise stopped.cause
+            cause.add_note(f"all completed steps are saved: {GO_ON}")
+    raise cause
 
 
 def _halve_rate(session: Session) -> None:

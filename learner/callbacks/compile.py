@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from learner.batchnorm import BatchNorm
+from learner.batchnorm import BatchNorm, unshared
 from learner.dropout import dropouts
 from learner.learner import Callback
+from learner.pieces import in_pieces
 
 SETTINGS = {  # torch's own folders are below /tmp, where others may have been first, and what is there is executed
     "TORCHINDUCTOR_CACHE_DIR": str(Path("~/.cache/orchestrator/compiled").expanduser()),
@@ -45,6 +46,7 @@ class Compile(Callback):
         self.modules, self.layers = list(self.model.modules()), dropouts(self.model)
         self.norms = [module for module in self.modules if isinstance(module, BatchNorm)]
         self.off, self.said, self.plain = False, set[str](), (self.learner.forward, self.learner.loss_func)
+        self.shared = False  # whether BatchNorm's batch is spread over several devices
         self._forget()
 
     def _forget(self) -> None:
@@ -56,15 +58,19 @@ class Compile(Callback):
         self.ready: set[tuple[Any, ...]] = set()
 
     def _compiled(self, function: Any) -> Any:
-        on_gpu = next(iter(self.model.parameters())).device.type == "cuda"
-        mode = "reduce-overhead" if on_gpu and self.backend == "inductor" else None
-        return torch.compile(function, backend=self.backend, mode=mode, dynamic=False, fullgraph=True)
+        if self.shared:  # without CUDA graphs, of which each piece would have one, and copy what it is given into it
+            backend, mode = in_pieces(torch._dynamo.lookup_backend(self.backend), self.norms), None
+        else:
+            on_gpu = next(iter(self.model.parameters())).device.type == "cuda"
+            backend, mode = self.backend, "reduce-overhead" if on_gpu and self.backend == "inductor" else None
+        return torch.compile(function, backend=backend, mode=mode, dynamic=False, fullgraph=True)
 
     def before_batch(self) -> None:
         "Put the compiled functions in place, if this batch is one for them."
         self.under_way = False
         if self.off or not self.worth or not self.model.training or self._obstacle():
             return
+        self._note_sharing()
         x, y = self.batch
         trained = sum(p.requires_grad for p in self.model.parameters())
         kind = x.shape, x.stride(), y.shape, y.dtype, trained
@@ -78,6 +84,15 @@ class Compile(Callback):
             self._put(self.fast)
             self.under_way = True
 
+    def _note_sharing(self) -> None:
+        "Other devices may have come, or all have gone."
+        shared = any(norm.sum_ is not None for norm in self.norms)
+        if shared != self.shared:
+            self.shared = shared
+            for number, norm in enumerate(self.norms):
+                norm.number = number if shared else None
+            self._forget()
+
     def after_backward(self) -> None:
         "What comes now is not compiled."
         self.under_way = False
@@ -87,21 +102,19 @@ class Compile(Callback):
         self._put(self.plain)
 
     def failed(self, error: Exception) -> bool:
-        "Whether the batch that this error ended was in compiled code, and may be done again: there is none any more."
+        """Whether the batch that this error ended was in compiled code, of which there is none any more.
+
+        It can be done again, unless it is `shared` and other devices are in the midst of it.
+        """
         if self.under_way:
             self._give_up(error)
         return self.under_way
 
     def _obstacle(self) -> bool:
-        "Whether the model has now what compiled code can't have."
-        reason = ""
-        if any(module._hooks for module in self.modules):
-            reason = "hooks look at its layers, as --activations wants it"
-        elif any(norm.sum_ is not None for norm in self.norms):
-            reason = "BatchNorm asks the other workers on the way; with --no-sync-batchnorm it does not"
-        if reason:
-            self._say(reason)
-        return bool(reason)
+        "Whether there is now what compiled code can't have, or nothing to compute."
+        if hooked := any(module._hooks for module in self.modules):
+            self._say("hooks look at its layers, as --activations wants it")
+        return hooked or not len(self.batch[0])
 
     def _say(self, reason: str) -> None:
         if reason not in self.said:
@@ -122,8 +135,9 @@ class Compile(Callback):
         before = [buffer.clone() for buffer in self.model.buffers()]
         try:
             self._put(self.fast)
-            for _ in range(RUNS if self.batch[0].device.type == "cuda" else 1):
-                self._run()
+            with unshared(self.model):  # the other devices may be at something else
+                for _ in range(RUNS if self.batch[0].device.type == "cuda" else 1):
+                    self._run()
         except Exception as error:  # compilers have many
             self._give_up(error)
         finally:

@@ -12,8 +12,14 @@ import torch
 from cluster.comms import Solo
 from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
+from cluster.reducer import GradientSum
 from cluster.worker import Worker
+from learner.batchnorm import BatchNorm
+from learner.blocks import ResBlock
 from learner.callbacks import Compile
+from learner.layers import AdaptivePool, Linear
+from learner.module import Sequential
+from learner.pieces import in_pieces
 from tests.chaos.injector import Fault, Plan
 
 CHUNK = Chunk(True, 0, 0, 0, tuple({"lr": 0.1 / (1 + i), "momentum": 0.5 + i / 20} for i in range(7)))
@@ -123,10 +129,11 @@ def test_two_workers_are_one(ray_gang: RayGang, local_gang: Any, drive: Any, ful
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arch", ["simple_cnn", "simple_cnn_bn"])
 def test_a_killed_worker_compiles_anew_while_the_other_waits(
-    ray_gang: RayGang, fault_plan: Plan, drive: Any, full: Job
+    ray_gang: RayGang, fault_plan: Plan, drive: Any, full: Job, arch: str
 ) -> None:
-    job = replace(full, arch="simple_cnn", compile="on")
+    job = replace(full, arch=arch, compile="on")
     before = ray_gang.tolerance
     try:
         prints = []
@@ -143,9 +150,134 @@ def test_a_killed_worker_compiles_anew_while_the_other_waits(
         ray_gang.tolerance = before
 
 
+class Recorder(Solo):
+    "Writes down what is sent."
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int, int]] = []
+
+    def start_sum_(self, tensor: torch.Tensor) -> None:
+        self.sent.append(("gradients", tensor.storage_offset(), len(tensor)))
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        self.sent.append((f"BatchNorm, {tensor.dtype}", 0, len(tensor)))
+
+
+@pytest.mark.parametrize("bucket", [1, pytest.param(2000, marks=pytest.mark.slow)])
+def test_gradients_and_what_batchnorm_asks_take_turns_as_without(bucket: int) -> None:
+    "Compiled code hands over gradients later: not so late that another message would be before them."
+    sent = []
+    for compiled in (False, True):
+        net, comm = Sequential(ResBlock(3, 8, 2), AdaptivePool(), Linear(8, 4)), Recorder()
+        norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
+        for number, norm in enumerate(norms):
+            norm.sum_, norm.number = comm.sum_, number
+        reducer = GradientSum(net.parameters(), comm, bucket)
+        backend = in_pieces(torch._dynamo.lookup_backend("aot_eager"), norms)
+        forward: Any = torch.compile(lambda x, net=net: net(x), backend=backend) if compiled else net
+        forward(torch.randn(6, 3, 12, 12)).sum().backward()
+        reducer(net.parameters())
+        sent.append(comm.sent)
+    assert sent[0] == sent[1]
+    assert len({what for what, *_ in sent[0]}) == 3, "forward, backward, and gradients"
+
+
+def everywhere(gang: RayGang, function: Callable[[Any], object]) -> None:
+    "Call a function of each of the gang's processes there, be it seated or not."
+    gang.ray.get([member.actor.__ray_call__.remote(function) for member in gang.crew.members])
+
+
+@pytest.fixture
+def shared(ray_gang: RayGang) -> Iterator[RayGang]:
+    "The gang, where rank 0 has a quick compiler, and the others have none that works."
+
+    def choose(process: Any) -> None:
+        import torch._dynamo
+
+        from learner.callbacks import Compile
+
+        def compiler(graph: Any, inputs: Any) -> Any:
+            if process.rank:
+                raise OSError("no compiler is here")
+            return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+        Compile.backend = staticmethod(compiler)
+
+    def undo(process: Any) -> None:
+        from learner.callbacks import Compile
+
+        Compile.backend = "inductor"
+
+    everywhere(ray_gang, choose)
+    yield ray_gang
+    everywhere(ray_gang, undo)
+
+
+@pytest.mark.parametrize(
+    "arch", ["simple_cnn_bn", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("resnet18", "xresnet18"))]
+)
+def test_compiled_and_uncompiled_ranks_get_on(shared: RayGang, full: Job, arch: str) -> None:
+    "With BatchNorm over all their batches, whose messages must meet: one has a compiler, one lacks it."
+    found = []
+    for compile in ("off", "on"):
+        shared.start(replace(full, arch=arch, compile=compile), 2)
+        (reports,) = shared.stream([replace(CHUNK, hypers=({"lr": 0.001},) * 4)])
+        assert len(set(shared.call("fingerprint"))) == 1
+        found.append((reports, shared.call_first("state")))
+    (plain, expected), (mixed, state) = found
+    assert [report.notes for report in mixed] == [[], ["the model trains uncompiled: OSError: no compiler is here"]]
+    np.testing.assert_allclose(mixed[0].losses, plain[0].losses, rtol=1e-3)
+    for name, array in expected.items():
+        np.testing.assert_allclose(state[name], array, rtol=1e-2, atol=1e-3, err_msg=name)
+
+
 @pytest.mark.slow
-def test_batchnorm_that_asks_the_others_is_not_compiled(ray_gang: RayGang, full: Job) -> None:
-    ray_gang.start(replace(full, compile="on"), 2)
-    reports = next(ray_gang.stream([CHUNK]))
-    assert all("--no-sync-batchnorm" in note for report in reports for note in report.notes)
-    assert all(report.notes for report in reports)
+def test_a_step_whose_code_fails_in_the_midst_of_it_is_begun_again_by_all(shared: RayGang, full: Job) -> None:
+    "The others wait for what the rank would have asked next: it can't begin alone."
+    job = replace(full, accumulate=1)
+
+    def break_down(process: Any) -> None:
+        from learner.callbacks import Compile
+
+        runs = []
+
+        def compiler(graph: Any, inputs: Any) -> Any:
+            def run(*args: Any) -> Any:
+                runs.append(graph)
+                if len(runs) == 25 and process.rank == 1:
+                    raise RuntimeError("no such luck")
+                return graph.forward(*args)
+
+            return run
+
+        Compile.backend = staticmethod(compiler)
+
+    everywhere(shared, break_down)
+    said: list[str] = []
+    before, shared.notice = shared.notice, said.append
+    try:
+        shared.start(replace(job, compile="on"), 2)
+        list(shared.stream([CHUNK]))
+        assert len(set(shared.call("fingerprint"))) == 1
+        assert len(said) == 1
+        assert "is begun again, uncompiled: RuntimeError: no such luck" in said[0]
+        assert [failure.kind for failure in shared.failures] == ["peer"]
+    finally:
+        shared.notice = before
+
+
+@pytest.mark.slow
+def test_two_workers_whose_batchnorm_is_shared_are_one(
+    ray_gang: RayGang, local_gang: Any, drive: Any, full: Job
+) -> None:
+    job = replace(full, compile="on")
+    alone = drive(local_gang(replace(job, compile="off")), job)
+    prints = []
+    for _ in range(2):
+        ray_gang.start(job, 2)
+        together = drive(ray_gang, job)
+        assert len(set(together.prints)) == 1
+        prints += together.prints
+        for name, array in alone.states[0].items():
+            np.testing.assert_allclose(together.states[0][name], array, rtol=1e-3, atol=1e-4)
+    assert len(set(prints)) == 1, "the same bits each time"

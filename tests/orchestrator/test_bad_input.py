@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.worker import Worker
+from cluster.not_finite import FiniteGuard
 from learner.data.files import open_split
 from learner.data.loader import epoch_order
 from orchestrator.tracker import Tracker
@@ -271,8 +271,9 @@ def test_what_is_noticed_late_is_not_saved(
     here: Here, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     "On a GPU workers do not look before each step; the driver does when all is spoiled."
-    monkeypatch.setattr(Worker, "_refuse_nan", lambda worker, params: None)
-    refused(here(*small, "--lr", "1e30"), 1, "the loss became (nan|inf) at step [1-3] ")
+    monkeypatch.setattr(FiniteGuard, "look", lambda guard, params: None)
+    wanted = r"the loss became (nan|inf) at step [1-3] \(learning rate .*\), in the batch of /.* more; lower --lr"
+    refused(here(*small, "--lr", "1e30"), 1, wanted)
     assert list(tmp_path.rglob("history.csv")) and not list(tmp_path.rglob("step_*"))
 
 

@@ -39,7 +39,8 @@ def died() -> WorkersFailed:
 
 
 @pytest.mark.parametrize(
-    ("cause", "value", "saved"), [(died(), 1.0, [5]), (died(), np.nan, []), (Spoiled("the loss became nan"), 1.0, [])]
+    ("cause", "value", "saved"),
+    [(died(), 1.0, [5]), (died(), np.nan, []), (Spoiled("the loss became nan", 4), 1.0, [])],
 )
 def test_only_a_sound_state_is_saved(cause, value, saved, pictures, tmp_path, monkeypatch) -> None:
     "Where the driver finds a loss that is no number, the workers' weights are spoiled, and steps ahead of it."
