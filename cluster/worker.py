@@ -221,10 +221,12 @@ class Worker(Replica):
 
         Sums over all ranks are looked at, so that all decide alike; of the ranks, those that are to blame say so.
         """
-        count, loss = self.reducer.tail[:2]
-        gradient = self.reducer.gradients.sum() if self.job.precision != "fp16" else loss  # its scaler sees to those
-        if self.chunk.probe or math.isfinite(loss + gradient):
+        summed = (
+            self.reducer.flat if self.job.precision != "fp16" else self.reducer.tail
+        )  # its scaler sees to gradients
+        if self.chunk.probe or math.isfinite(summed.sum()):
             return
+        count, loss = self.reducer.tail[:2]
         if self.job.on_nan == "skip":
             self.statistics.put_back()
             loss.fill_(float("nan"))  # so that the driver hears of it, also where the loss was finite
