@@ -67,9 +67,7 @@ class FiniteGuard:
     def _fine(self) -> bool:
         "Whether what has come together of loss and gradients is finite."
         reducer = self.results.reducer
-        loss = reducer.tail[1]
-        gradient = reducer.gradients.sum() if self.job.precision != "fp16" else loss
-        return math.isfinite(loss + gradient)
+        return math.isfinite((reducer.flat if self.job.precision != "fp16" else reducer.tail).sum())
 
     def explain(self, what: str, comm: Comm, again: Callable[[], None]) -> str:
         """What this rank has to say of a step that all have refused: nothing, if others are to blame.
@@ -100,5 +98,6 @@ def to_blame(signs: Sequence[bool], comm: Comm, device: torch.device) -> bool:
     """
     counts = torch.tensor(signs, dtype=torch.float32, device=device)
     comm.sum_(counts)
+    comm.finish()
     telling = (mine for mine, count in zip(signs, counts.tolist()) if 0 < count < comm.world_size)
     return next(telling, True)

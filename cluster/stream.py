@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cluster.messages import Chunk, Job
@@ -31,13 +32,16 @@ class LocalBatches:
         n = len(job.train) + len(job.valid)
         self.store = Store(Path(job.store), n, job.presize, job.channels) if job.store else None
         self.feed = make_feed(torch.device(device), job.on_device, n, job.presize, job.channels, tell)
+        self.gathers = self.store is not None and self.feed.device.type == "cpu"
         self.loaders = {train: self._loader(train, threads) for train in (True, False)}
         self._stream: Iterator[tuple[Readable, LocalPart]] = iter(())
         self._next: tuple[bool, int, int] | None = None
 
     def _loader(self, train: bool, threads: int) -> DataLoader:
         collate = partial(self.feed.collate, first=self._first(train))
-        return DataLoader(self.dataset(train), self.job.batch_size, n_workers=threads, collate=collate)
+        dataset = self.dataset(train)
+        at_hand = dataset.at_hand if self.gathers and isinstance(dataset, StoredDataset) else None
+        return DataLoader(dataset, self.job.batch_size, n_workers=threads, collate=collate, at_hand=at_hand)
 
     def _first(self, train: bool) -> int:
         "Where the training set begins among all pictures, and behind it the validation set."
@@ -69,7 +73,7 @@ class LocalBatches:
         parts = [self._with_partners(mine(batch=b), train) for b in range(first, n_batches(n, size))]
         for ready, part in zip(loader.load([order[i] for i in part.places] for part in parts), parts):
             batch = ready()
-            yield replace(batch, rows=torch.tensor(part.rows, dtype=torch.int64)[batch.rows]), part
+            yield replace(batch, rows=torch.from_numpy(np.asarray(part.rows, np.int64)[batch.rows.numpy()])), part
 
     def _with_partners(self, part: LocalPart, train: bool) -> LocalPart:
         "In training with MixUp or CutMix, also the rows that this rank's own are mixed with."

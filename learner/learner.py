@@ -116,8 +116,8 @@ class Learner:
     def __call__(self, event: str) -> None:
         "Let the callbacks react to `event`, in their order."
         for cb in self.cbs:
-            if react := getattr(cb, event, None):
-                react()
+            if react := getattr(type(cb), event, None):
+                react(cb)
 
     def phase(self, name: str, body: Callable[[], None]) -> None:
         "Run `body` between its events; an exception of the kind that cancels `name` ends it quietly."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from learner.errors import UsageError
@@ -60,16 +61,14 @@ def crop_pixels(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: in
 
 
 def crop_slices(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: int) -> Tensor:
-    """The same picture by picture, which on a CPU is 4 to 8 times as fast.
+    """The same row of bytes by row of bytes, which on a CPU is 10 times as fast.
 
-    Whole pictures are mirrored by torch, whose kernel for that is several times as fast as a copy of one window by
-    numpy from right to left.
+    numpy takes all windows in one call, and those to mirror too, torch needs 5 times as long for that; but torch has a
+    kernel that mirrors.
     """
-    cropped = np.empty((len(x), size, size, x.shape[3]), np.uint8)
-    turned = iter(x[mirrored].permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1).numpy())
-    places = zip(x.numpy(), top.tolist(), left.tolist(), mirrored.tolist())
-    for i, (picture, row, column, flip) in enumerate(places):
-        if flip:
-            picture, column = next(turned), x.shape[2] - size - column
-        cropped[i] = picture[row : row + size, column : column + size]
+    n, height, width, channels = x.shape
+    windows = sliding_window_view(x.numpy().reshape(n, height, width * channels), (size, size * channels), (1, 2))
+    cropped = windows[np.arange(n), top.numpy(), left.numpy() * channels].reshape(n, size, size, channels)
+    turned = mirrored.numpy()
+    cropped[turned] = torch.from_numpy(cropped[turned]).permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
     return torch.from_numpy(cropped)

@@ -101,7 +101,9 @@ class DataLoader:
 
     Threads, because Pillow and torch leave the interpreter's lock while they work: no copy of the dataset, no pickling,
     nothing left behind when the process dies, and an error arrives as it was raised. `n_workers=0` loads in the caller
-    (for the debugger); None takes one thread a core. `n_workers + 2` batches are kept ready.
+    (for the debugger); None takes one thread a core. `n_workers + 2` batches are kept ready. Batches that `at_hand`, by
+    their sample numbers, says are no work are collated in the caller when their turn comes: on a CPU that trains too,
+    it costs several times as much to hand a batch from thread to thread as to gather it.
     """
 
     def __init__(
@@ -112,11 +114,12 @@ class DataLoader:
         n_workers: int | None = None,
         seed: int = 42,
         collate: Callable[[Any, Sequence[int]], Any] = collate,
+        at_hand: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}; it must be 1 or more")
         self.dataset, self.batch_size, self.collate = dataset, batch_size, collate
-        self.shuffle, self.seed = shuffle, seed
+        self.shuffle, self.seed, self.at_hand = shuffle, seed, at_hand
         self.n_workers = usable_cores() if n_workers is None else n_workers
         self.epoch = 0
         self._pool = ThreadPoolExecutor(self.n_workers, "loader") if self.n_workers else None
@@ -131,20 +134,26 @@ class DataLoader:
 
     def load(self, batches: Iterable[Sequence[int]]) -> Iterator[Any]:
         "Collate each list of sample numbers; in their order, the next ones in the background."
-        if self._pool is None:
-            yield from (self.collate(self.dataset, indices) for indices in batches)
-            return
-        ahead: deque[Future] = deque()
+        ahead: deque[tuple[Sequence[int], Future | None]] = deque()
         try:
             for indices in batches:
-                ahead.append(self._pool.submit(self.collate, self.dataset, indices))
+                ahead.append((indices, self._begin(indices)))
                 if len(ahead) > self.n_workers + 2:
-                    yield ahead.popleft().result()
+                    yield self._finish(*ahead.popleft())
             while ahead:
-                yield ahead.popleft().result()
+                yield self._finish(*ahead.popleft())
         finally:
-            for future in ahead:
+            for future in (future for _, future in ahead if future):
                 future.cancel()
+
+    def _begin(self, indices: Sequence[int]) -> Future | None:
+        "Have a thread collate these, unless that is the caller's."
+        if self._pool is None or (self.at_hand is not None and self.at_hand(indices)):
+            return None
+        return self._pool.submit(self.collate, self.dataset, indices)
+
+    def _finish(self, indices: Sequence[int], begun: Future | None) -> Any:
+        return self.collate(self.dataset, indices) if begun is None else begun.result()
 
     def close(self) -> None:
         "End the threads; what they have begun is finished, what they have not is dropped."

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from learner.data.loader import Dataset
 from learner.errors import UserError
 
 PIXELS, CHECKSUMS, LOCK = "pixels", "checksums", "lock"
+EMPTY = 0  # the checksum of a row that nobody has filled
 LIMIT = 50 * 2**30  # bytes that all stores of a folder may take together
 
 
@@ -66,7 +67,8 @@ class Store:
                 # held as long as the store is in use
                 self._lock = open(folder / LOCK)  # noqa: SIM115
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
-            self.pixels = np.memmap(folder / PIXELS, np.uint8, "r+", shape=shape)
+            self._file = open(folder / PIXELS, "r+b", buffering=0)  # noqa: SIM115
+            self.pixels = np.memmap(self._file, np.uint8, "r+", shape=shape)
             self.checksums = np.memmap(folder / CHECKSUMS, np.uint32, "r+", shape=(n,))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -81,9 +83,14 @@ class Store:
         "The row, or None where it is not there or not sound."
         return None if self.missing(np.array([row])) else self.pixels[row]
 
+    def knows(self, rows: NDArray[np.int64]) -> bool:
+        "Whether this process has seen that all these rows are there and sound."
+        return bool(self._trusted[rows].all())
+
     def missing(self, rows: NDArray[np.int64]) -> list[int]:
         "At which places of `rows` there are such as are not there or not sound."
-        for row in rows[~self._trusted[rows]]:
+        new = rows[~self._trusted[rows]]
+        for row in new[self.checksums[new] != EMPTY]:
             self._trusted[row] = self.checksums[row] == checksum(self.pixels[row])
         return np.flatnonzero(~self._trusted[rows]).tolist()
 
@@ -94,10 +101,15 @@ class Store:
         return missing
 
     def put(self, row: int, pixels: NDArray[np.uint8]) -> None:
-        "Fill a row, its checksum last."
-        self.pixels[row] = pixels
-        self.checksums[row] = checksum(pixels)
-        self._trusted[row] = True
+        """Fill a row, its checksum last; where the disk refuses it, it is not there.
+
+        Written, not copied into the map, which takes twice as long: each of its pages would have to be asked for.
+        """
+        data = np.ascontiguousarray(pixels).data
+        with suppress(OSError):
+            if os.pwrite(self._file.fileno(), data, row * data.nbytes) == data.nbytes:
+                self.checksums[row] = checksum(pixels)
+                self._trusted[row] = True
 
     @property
     def filled(self) -> int:
@@ -106,8 +118,8 @@ class Store:
 
 
 def checksum(pixels: NDArray[np.uint8]) -> int:
-    "CRC-32 of a row, never 0, which is what an empty row has."
-    return zlib.crc32(np.ascontiguousarray(pixels).data) or 1
+    "CRC-32 of a row, never that of an empty one."
+    return zlib.crc32(np.ascontiguousarray(pixels).data) or EMPTY + 1
 
 
 class StoredDataset(Dataset):
@@ -125,18 +137,26 @@ class StoredDataset(Dataset):
             self.store.put(self.first + i, row)
         return row
 
+    def at_hand(self, indices: Sequence[int]) -> bool:
+        "Whether all these samples are known to be in the store."
+        return self.store.knows(self._rows(indices))
+
+    def _rows(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        return np.fromiter(indices, np.int64, len(indices)) + self.first
+
     def read(self, indices: Sequence[int], out: NDArray[np.uint8]) -> dict[int, BadImage]:
         "See Dataset; what is not there yet is decoded, all at once."
-        rows = np.fromiter(indices, np.int64, len(indices)) + self.first
+        rows = self._rows(indices)
         missing = self.store.take(rows, out)
         if not missing:
             return {}
-        fresh = np.empty((len(missing), *out.shape[1:]), np.uint8)
+        fresh = out if len(missing) == len(out) else np.empty((len(missing), *out.shape[1:]), np.uint8)
         bad = super().read([indices[place] for place in missing], fresh)
         for number, place in enumerate(missing):
             if number not in bad:
-                out[place] = fresh[number]
                 self.store.put(int(rows[place]), fresh[number])
+        if fresh is not out:
+            out[missing] = fresh
         return {missing[number]: error for number, error in bad.items()}
 
 

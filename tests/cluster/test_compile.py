@@ -15,11 +15,11 @@ from cluster.ray_gang import RayGang
 from cluster.reducer import GradientSum
 from cluster.worker import Worker
 from learner.batchnorm import BatchNorm
-from learner.blocks import ResBlock
 from learner.callbacks import Compile
 from learner.layers import AdaptivePool, Linear
 from learner.module import Sequential
 from learner.pieces import in_pieces
+from learner.xresnet import ResBlock
 from tests.chaos.injector import Fault, Plan
 
 CHUNK = Chunk(True, 0, 0, 0, tuple({"lr": 0.1 / (1 + i), "momentum": 0.5 + i / 20} for i in range(7)))

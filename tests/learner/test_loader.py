@@ -92,6 +92,20 @@ def test_without_workers_the_caller_loads_when_it_asks() -> None:
     loader.close()
 
 
+def test_what_is_at_hand_is_loaded_by_the_caller_and_the_rest_by_threads() -> None:
+    threads: list[threading.Thread] = []
+
+    def load(_: object, wanted: list[int]) -> list[int]:
+        threads.append(threading.current_thread())
+        return wanted
+
+    loader = DataLoader(Numbers(8), 2, n_workers=1, collate=load, at_hand=lambda wanted: wanted[0] >= 4)
+    assert list(map(list, loader)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    loader.close()
+    own = [thread is threading.current_thread() for thread in threads]
+    assert sorted(own) == [False, False, True, True]
+
+
 def test_batches_are_made_ahead_side_by_side() -> None:
     meet = threading.Barrier(3, timeout=20)
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from learner.batchnorm import BatchNorm
-from learner.blocks import ResBlock
 from learner.layers import AdaptivePool, Linear
 from learner.module import Module, Sequential
 from learner.pieces import in_pieces
+from learner.xresnet import ResBlock
 
 
 def model() -> Module:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from learner.data.decoder import decode_all
 from learner.data.files import Labelled
 from learner.data.images import BadImage, decode
 from learner.data.store import Store, StoredDataset, checksum, prune, store_bytes, store_name
@@ -47,6 +48,21 @@ def test_pictures_are_decoded_once_and_stay(labelled, tmp_path, monkeypatch) -> 
     monkeypatch.setattr("learner.data.loader.decode", lambda *_: pytest.fail("decoded a second time"))
     for i, picture in enumerate(truth):
         np.testing.assert_array_equal(again.pixels(i), picture)
+
+
+def test_at_hand_is_what_was_decoded_or_seen_to_be_sound(labelled, tmp_path) -> None:
+    dataset = open_all(labelled, tmp_path)
+    out = np.empty((2, SIZE, SIZE, 3), np.uint8)
+    assert not dataset.at_hand([3, 4])
+    dataset.read([3, 4], out)
+    assert dataset.at_hand([4, 3]) and not dataset.at_hand([3, 5])
+    again = open_all(labelled, tmp_path)
+    assert not again.at_hand([3])
+    again.read([3, 5], out)
+    assert again.at_hand([3, 5])
+    truth = np.empty_like(out)
+    decode_all([labelled.files[3], labelled.files[5]], truth)
+    np.testing.assert_array_equal(out, truth)
 
 
 def test_pictures_in_grey_are_kept_as_such(labelled, tmp_path) -> None:
