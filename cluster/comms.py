@@ -17,7 +17,14 @@ from torch import Tensor
 
 from cluster.meeting import CALLED_OFF, Meeting, await_keys, connections, handles, interface_to
 
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(days=1)  # the driver tells who hangs, and frees the others, long before
+ON_ERRORS = {  # of NCCL's or the GPU's: torch would end the process, or wait for minutes, and ask others to do the same
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "0",
+}
 
 
 class PeerLost(Exception):
@@ -156,9 +163,11 @@ class NcclGroup(Group):
     """
 
     def __init__(self, rank: int, world_size: int, meeting: Meeting, backend: str = "nccl") -> None:
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # or torch ends the process at the first error
+        for name, value in ON_ERRORS.items():
+            os.environ.setdefault(name, value)
         super().__init__(rank, world_size, meeting, backend)
-        self._aborting: Thread | None = None
+        self.waiting, self._aborting = False, list[Thread]()
+        self._ranks = dist.group.WORLD  # of this group: a later one is no business of ours
 
     def finish(self) -> None:
         "See Comm. The time that counts is what the GPU has waited, its own work done, not the process for both."
@@ -170,31 +179,32 @@ class NcclGroup(Group):
         self.waiting = True
         done.synchronize()  # an error of the GPU's own comes out here, and is no peer's
         self._wait(self._refuse_parts)
-        self.seconds = before + begun.elapsed_time(done) / 1000
+        self.seconds, self.waiting = before + begun.elapsed_time(done) / 1000, False
 
     def _refuse_parts(self) -> None:
         if self._store.check([CALLED_OFF]):
             raise RuntimeError("the group is called off")
 
+    def _wait(self, collective: Callable[[], Any]) -> None:
+        super()._wait(collective)
+        self.waiting = True  # till `finish`: a process that is ahead of its GPU may be held up anywhere
+
     def let_go(self) -> None:
         "See Group; also where this rank seems to wait for nothing but its GPU. In a thread, since it takes its time."
-        if self._aborting is None:
-            self._aborting = Thread(target=self._abort, name="abort", daemon=True)
-            self._aborting.start()
-
-    def _abort(self) -> None:
-        if ranks := dist.group.WORLD:
-            ranks.abort()
+        if (ranks := self._ranks) and not self._aborting:
+            self._aborting.append(Thread(target=ranks.abort, name="abort", daemon=True))
+            self._aborting[0].start()
 
     def _end(self) -> None:
         with suppress(RuntimeError):  # without a driver, nobody will go on
             self._store.set(CALLED_OFF, "1")
         with suppress(PeerLost):
-            self._wait(self._abort_all)
+            super()._wait(self._abort_all)
 
     def _abort_all(self) -> None:
-        if self._aborting is not None:
-            self._aborting.join()
+        self._ranks = None
+        for abort in self._aborting:
+            abort.join()
         dist.distributed_c10d._abort_process_group()  # torch's other end would wait for sums that never come
 
 

@@ -106,9 +106,8 @@ def hung(
     """Which of the ranks that are being waited for must be ended, and what is wrong with them.
 
     A silent rank is gone, one that is `away` on another machine sooner. One that stands still beyond `limit` seconds is
-    stuck, unless it waits for another. Where all wait for each other, nobody can tell who is to blame: ending one frees
-    the others. Once a rank has failed, those that wait in a collective for more than `deserted` seconds were not freed
-    by it and never will be.
+    stuck, unless it waits for another. Once the group is called off, those that wait in a collective for more than
+    `deserted` seconds were not freed by it and never will be.
     """
     silent = {
         rank: f"gave no sign of life for {life.silent:.1f} s"
@@ -125,12 +124,16 @@ def hung(
     }
     if guilty := stuck.keys() - waiting:
         return {rank: f"stands still for {stuck[rank].still:.1f} s, {doing(stuck[rank])}" for rank in sorted(guilty)}
-    if deserted is not None:
-        return {rank: "still waits for a rank that is gone" for rank in sorted(waiting) if lives[rank].still > deserted}
-    if stuck and stuck.keys() == lives.keys():
-        last = min(stuck, key=lambda rank: (stuck[rank].sign.step, -rank))
-        return {last: f"waits for the others, as they for it, for {stuck[last].still:.1f} s"}
-    return {}
+    late = [rank for rank in sorted(waiting) if deserted is not None and lives[rank].still > deserted]
+    return dict.fromkeys(late, "still waits for others, though its group was called off")
+
+
+def deadlocked(lives: Mapping[int, Life], limit: float) -> bool:
+    """Whether all that are being waited for wait for each other, beyond `limit` seconds.
+
+    Nobody can tell who is to blame, but the group can be called off: that frees those that do wait.
+    """
+    return all(life.sign.doing == "communication" and life.still > limit for life in lives.values())
 
 
 def doing(life: Life) -> str:

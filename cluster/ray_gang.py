@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.checkpoint import spoiled
 from cluster.crew import PLACEMENT_TIMEOUT, Crew, Member, Workers
-from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, hung, verdict
+from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, deadlocked, hung, verdict
 from cluster.gang import Seat
 from cluster.meeting import Store
 from cluster.messages import Chunk, Job, Report
@@ -160,20 +160,23 @@ class RayGang:
 
     def _answers(self, asked: Asked) -> dict[int, Any]:
         "By rank, what each has to say, be it a Failure; ranks that hang are ended, so that all do answer."
-        pending, results = {ref: rank for rank, ref in asked.items()}, dict[int, Any]()
+        pending, results, off = {ref: rank for rank, ref in asked.items()}, dict[int, Any](), False
         self.watch.expect(self.seated[rank].name for rank in pending.values())
         while pending:
             done, _ = self.ray.wait(list(pending), num_returns=1, timeout=PERIOD)
             for ref in done:
                 rank = pending.pop(ref)
-                result, fine = self._result(rank, ref), not failed(results)
-                results[rank] = result
-                if fine and isinstance(result, Failure):  # from now on, those that wait for it count as deserted
-                    self.store.call_off(f"{self.generation}")
-                    self.watch.expect(self.seated[rank].name for rank in pending.values())
+                results[rank] = result = self._result(rank, ref)
+                off = off or (isinstance(result, Failure) and self._call_off(pending.values()))
             if not done:
-                self._end_hung(pending.values(), bool(failed(results)))
+                off = self._end_hung(pending.values(), off)
         return dict(sorted(results.items()))
+
+    def _call_off(self, ranks: Iterable[int]) -> bool:
+        "Free those that wait for each other in the group; from now on, who still waits counts as deserted."
+        self.store.call_off(f"{self.generation}")
+        self.watch.expect(self.seated[rank].name for rank in ranks)
+        return True
 
     def _result(self, rank: int, ref: Any) -> Any:
         try:
@@ -188,16 +191,19 @@ class RayGang:
                 rank, place.host, place.pid, kind, f"the worker's process died: {[*lines, ''][0].rstrip('.')}"
             )
 
-    def _end_hung(self, ranks: Iterable[int], one_failed: bool) -> None:
-        "End the ranks that will never answer."
+    def _end_hung(self, ranks: Iterable[int], off: bool) -> bool:
+        "End the ranks that will never answer; whether the group is called off by now, which may be all that it takes."
         lives = {rank: self.watch.look(self.seated[rank].name) for rank in ranks if not self.seated[rank].ended}
         limit = max(self.tolerance.hang_after, FACTOR * self.slowest) * (1 if self.slowest else FIRST)
         away = [rank for rank in lives if self.seated[rank].place.node != self.cluster.host]
-        for rank, wrong in hung(lives, limit, GRACE if one_failed else None, away).items():
+        if lives and not off and deadlocked(lives, limit):
+            return self._call_off(lives)
+        for rank, wrong in hung(lives, limit, GRACE if off else None, away).items():
             member = self.seated[rank]
             self.watch.ask_for_stacks(member.name)
             time.sleep(2 * PERIOD)
             self.crew.end(member, wrong)
+        return off
 
     def _learn(self, reports: Sequence[Report]) -> None:
         "How long a step may last."

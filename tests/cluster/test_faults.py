@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.comms import PeerLost
-from cluster.faults import Failure, Tolerance, WorkersFailed, agree, hung, verdict
+from cluster.faults import Failure, Tolerance, WorkersFailed, agree, deadlocked, hung, verdict
 from cluster.messages import Chunk, Report
 from cluster.pulse import Life, Sign
 from learner.errors import UserError
@@ -146,8 +146,7 @@ def life(doing: str, silent: float = 0.1, still: float = 0.1, step: int = 5) -> 
         ({0: life("data", still=31), 1: life("computing", still=31), 2: life("communication", still=31)}, [0, 1]),
         ({0: life("computing", silent=11), 1: life("communication", still=60)}, [0]),
         ({0: life("computing", silent=9), 1: life("communication", still=20)}, []),
-        ({0: life("communication", still=31), 1: life("communication", still=31)}, [1]),
-        ({0: life("communication", still=31, step=4), 1: life("communication", still=31)}, [0]),
+        ({0: life("communication", still=31), 1: life("communication", still=31)}, []),
         ({0: life("communication", still=31), 1: life("computing", still=12)}, []),
         ({0: life("starting", still=31)}, []),
         ({0: life("starting", still=91)}, [0]),
@@ -157,6 +156,20 @@ def life(doing: str, silent: float = 0.1, still: float = 0.1, step: int = 5) -> 
 )
 def test_who_is_to_blame_for_a_standstill(lives: dict[int, Life], ended: list[int]) -> None:
     assert list(hung(lives, limit=30)) == ended
+
+
+@pytest.mark.parametrize(
+    ("lives", "all_wait"),
+    [
+        ({0: life("communication", still=31), 1: life("communication", still=31)}, True),
+        ({0: life("communication", still=31, step=4), 1: life("communication", still=31)}, True),
+        ({0: life("communication", still=31), 1: life("communication", still=29)}, False),
+        ({0: life("communication", still=31), 1: life("computing", still=31)}, False),
+    ],
+)
+def test_where_all_wait_for_each_other_nobody_is_to_blame(lives: dict[int, Life], all_wait: bool) -> None:
+    assert deadlocked(lives, limit=30) == all_wait
+    assert not (all_wait and hung(lives, limit=30))
 
 
 def test_a_machine_that_is_lost_is_noticed_sooner_than_a_process_that_is_held_up() -> None:
