@@ -23,6 +23,7 @@ from learner.data.feed import Feed
 from tests.chaos.test_launch_faults import Launch, processes
 from tests.cluster.conftest import chunks, drive  # noqa: F401
 from tests.learner.test_feed import Numbers
+from tests.learner.test_pieces import model, run
 
 GPUS = torch.cuda.device_count()
 no_gpu = pytest.mark.skipif(not GPUS, reason="no GPU")
@@ -104,6 +105,14 @@ def test_the_rate_is_no_part_of_the_code(start: Start, full: Job, device: str) -
     assert all(np.array_equal(gang.worker.state()[name], before[name]) for name in parameters)
     gang.call_first("run", replace(warm, hypers=({"lr": 0.1, "momentum": 0.0},)))
     assert not any(np.array_equal(gang.worker.state()[name], before[name]) for name in parameters)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_model_in_pieces_asks_and_computes_as_without(device: str) -> None:
+    x = torch.randn(6, 3, 12, 12, device=device)
+    (asked, found), (plain_asked, plain) = (run(model().to(device), x, *how) for how in ((True, "inductor"), (False,)))
+    torch.testing.assert_close(asked, plain_asked, rtol=RTOL, atol=ATOL)
+    torch.testing.assert_close(found, plain, rtol=RTOL, atol=ATOL)
 
 
 @pytest.mark.parametrize("device", DEVICES)
