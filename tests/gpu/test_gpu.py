@@ -18,6 +18,7 @@ import torch
 
 from cluster.gang import LocalGang
 from cluster.messages import Job
+from learner.batchnorm import BatchNorm
 from learner.callbacks import Compile
 from learner.data.feed import Feed
 from tests.chaos.test_launch_faults import Launch, processes
@@ -208,3 +209,23 @@ def test_the_compiler_has_a_folder_of_its_own(start: Start, full: Job) -> None:
         assert start(replace(full, compile="on"), "cpu").worker.compile is not None
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(Path.home()))
         assert Compile.backend == "inductor"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [False, True])
+def test_batchnorm_that_is_shared(device: str, dtype: torch.dtype, last: bool) -> None:
+    "By two devices with the same batch: each has what one has alone, by torch's own BatchNorm."
+    memory = torch.channels_last if last else torch.contiguous_format
+    x, grad = (torch.randn(6, 5, 9, 9).to(device, dtype, memory_format=memory) for _ in range(2))
+    ours, theirs = BatchNorm(5).to(torch.device(device)), torch.nn.BatchNorm2d(5).to(device)
+    ours.sum_ = lambda total: total.mul_(2)
+    results = []
+    for norm in (ours, theirs):
+        own = x.clone().requires_grad_()
+        out = norm(own)
+        out.backward(grad)
+        results.append([out, own.grad, norm.weight.grad, norm.bias.grad, norm.running_mean])
+    for one, other in zip(*results):
+        tolerance = 1e-5 if one.dtype == torch.float32 == dtype else 2e-2
+        torch.testing.assert_close(one.detach(), other.detach(), rtol=tolerance, atol=tolerance)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from learner.batchnorm import BatchNorm, shared_statistics
+from learner.batchnorm import BatchNorm, _backward, _backward_on_gpu, shared_statistics
 
 seeds = st.integers(0, 2**31)
 pictures = st.sampled_from([(), (1, 1), (2, 3), (4, 4)])
@@ -164,3 +164,57 @@ def test_frozen_weights_still_let_the_gradient_through() -> None:
     (_, ours_grad, *none), (_, theirs_grad, *_) = run(ours, x, weights), run(theirs, x, weights)
     assert_close(ours_grad, theirs_grad)
     assert none == [None, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_summed_up_in_more(dtype: torch.dtype) -> None:
+    "As torch's own BatchNorm does; only what is as large as the batch has 16 bits."
+    stream = torch.Generator().manual_seed(0)
+    x, grad = ((300 * torch.randn(4, 3, 8, 8, generator=stream) + 100).to(dtype) for _ in range(2))
+
+    def one(norm, x: Tensor, grad: Tensor) -> list[Tensor]:
+        x.requires_grad_()
+        norm(x).backward(grad)
+        return [x.grad.float(), norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+
+    whole = one(nn.BatchNorm2d(3), x.float(), grad.float())
+
+    def half(rank: int, sum_) -> list[Tensor]:
+        norm = BatchNorm(3)
+        norm.sum_ = sum_
+        rows = slice(2 * rank, 2 * rank + 2)
+        return one(norm, x[rows].clone(), grad[rows].clone())
+
+    (x0, *first), (x1, *second) = on_devices(half, 2)
+    assert_close(torch.cat([x0, x1]), whole[0], rtol=2 * torch.finfo(dtype).eps, atol=1e-2)
+    for ours, other, wanted in zip(first[:2], second[:2], whole[1:3]):
+        assert_close(ours + other, wanted, rtol=1e-4, atol=1e-2)
+    for ours, wanted in zip(first[2:], whole[3:]):
+        assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+def reduce_as_torch_does(grad, x, mean, scale, weight, *wanted: bool) -> tuple[Tensor, ...]:
+    "What torch's kernel for GPUs gives: sums of gradients, and of gradients times what is above the mean."
+    total, product = (t.sum((0, 2, 3)) for t in (grad, grad * (x - mean[:, None, None])))
+    return total, product, product * scale, total
+
+
+def elements_as_torch_does(grad, x, mean, scale, weight, total, product, count) -> Tensor:
+    "What torch's other kernel gives, from these sums over all devices."
+    mean, scale, weight, total, product = (t[:, None, None] for t in (mean, scale, weight, total, product))
+    return (grad - total / count - (x - mean) * scale**2 * product / count) * scale * weight
+
+
+def test_the_way_of_gpus_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Its two kernels are there on GPUs only: `tests/gpu` has them."
+    monkeypatch.setattr(torch, "batch_norm_backward_reduce", reduce_as_torch_does)
+    monkeypatch.setattr(torch, "batch_norm_backward_elemt", elements_as_torch_does)
+    x, grad, weight = batch(0, 4, 3, 5, 5), batch(1, 4, 3, 5, 5), torch.rand(3, dtype=torch.float64)
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    parts = (x, grad, weight, mean, (var + 1e-5).rsqrt(), torch.tensor([100.0]))
+
+    def doubled(tensor: Tensor) -> None:
+        tensor.mul_(2)
+
+    for ours, wanted in zip(_backward_on_gpu(*parts, doubled), _backward(*parts, doubled)):
+        assert_close(ours, wanted)
