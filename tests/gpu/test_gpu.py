@@ -227,5 +227,5 @@ def test_batchnorm_that_is_shared(device: str, dtype: torch.dtype, last: bool) -
         out.backward(grad)
         results.append([out, own.grad, norm.weight.grad, norm.bias.grad, norm.running_mean])
     for one, other in zip(*results):
-        tolerance = 1e-5 if one.dtype == torch.float32 == dtype else 2e-2
+        tolerance = 1e-4 if one.dtype == torch.float32 == dtype else 2e-2
         torch.testing.assert_close(one.detach(), other.detach(), rtol=tolerance, atol=tolerance)
