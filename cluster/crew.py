@@ -1,4 +1,4 @@
-"The crew: the processes that a run may seat, as Ray actors: placed, waited for, ended, and replaced."
+"The crew: the processes of a run as Ray actors: placed, waited for, seated, ended, and replaced."
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +54,15 @@ class Crew:
     """Starts and ends processes, each in a bundle of a placement group of Ray's.
 
     Those that are needed share one, so that all of them begin or none; where fewer will do, each of the others has its
-    own, which is placed once there is room. `bench` has those that are up, or on their way, and have no seat: spares,
-    and replacements of those that are gone.
+    own, which is placed once there is room. `seated` are those that work, by rank. `bench` has those that are up, or on
+    their way, and have no seat: spares, and replacements of those that are gone.
     """
 
     def __init__(self, ray: Any, workers: Workers, spares: int, meeting: Meeting, log_folder: str) -> None:
         self.ray, self.workers, self.meeting, self.log_folder = ray, workers, meeting, log_folder
         self.hired, self.lost, self.why = 0, 0, ""  # why the last process that was lost on the bench ended
         self.members: list[Member] = []
+        self.seated: list[Member] = []
         self.bench: list[Member] = []
         needed = workers.count + spares if workers.at_least is None else workers.at_least
         self._place(needed, workers.count + spares)
@@ -112,11 +112,37 @@ class Crew:
                 self.dismiss(member, replace=self.lost <= MAX_LOST)
         return None
 
-    def recall(self, members: Sequence[Member]) -> None:
-        "Put members back on the bench, for another job, once they say that they are still there."
-        for member in members:
+    def seat(self, count: int, wait: float) -> None:
+        """Seat that many for a new job, those of a node side by side; or after `wait` seconds, as many as will do.
+
+        Who had a seat has it again, once it says that it is still there. UserError where fewer come up.
+        """
+        for member in self.seated:
             member.at_work, member.answer = False, member.actor.where.remote()
-        self.bench = [*members, *self.bench]
+        self.seated, self.bench = [], [*self.seated, *self.bench]
+        enough, longest = min(count, self.workers.at_least or count), max(wait, PLACEMENT_TIMEOUT)
+        if enough < count:
+            self._fill(count, wait)
+        self._fill(enough, longest)
+        if len(self.seated) < enough:
+            raise UserError(f"only {len(self.seated)} of {enough} workers started in {longest:g} s{self.why}")
+        self.seated.sort(key=lambda member: (member.place.node, member.bundle))
+
+    def _fill(self, count: int, wait: float) -> None:
+        "Fill so many seats from the bench, as far as processes come up in `wait` seconds."
+        deadline = time.monotonic() + wait
+        while len(self.seated) < count and (member := self.take(max(0.0, deadline - time.monotonic()))):
+            self.seated.append(member)
+
+    def replace(self, gone: set[Member], wait: float) -> None:
+        "Put others, of those that are up within `wait` seconds, into the seats of those that are gone."
+        for member in gone:
+            self.dismiss(member, replace=True)
+        deadline = time.monotonic() + wait
+        seats = [
+            self.take(max(0.0, deadline - time.monotonic())) if member in gone else member for member in self.seated
+        ]
+        self.seated = [member for member in seats if member is not None]
 
     def end(self, member: Member, why: str) -> None:
         "End a process, however stuck it is."

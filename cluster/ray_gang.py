@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import spoiled
-from cluster.crew import PLACEMENT_TIMEOUT, Crew, Member, Workers
+from cluster.crew import Crew, Member, Workers
 from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, deadlocked, hung, verdict
 from cluster.gang import Seat
 from cluster.meeting import Store
@@ -20,7 +20,6 @@ from cluster.messages import Chunk, Job, Report
 from cluster.pulse import PERIOD, Watch
 from cluster.ray_cluster import JoinedCluster, OwnCluster
 from cluster.worker_process import Place
-from learner.errors import UserError
 
 IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
 GRACE = 5.0  # seconds in which a rank that waits for one that failed is freed by that
@@ -45,9 +44,8 @@ class RayGang:
         tolerance: Tolerance | None = None,
         notice: Callable[[str], object] = print,
     ) -> None:
-        self.tolerance, self.notice, self.at_least = tolerance or Tolerance(), notice, workers.at_least
+        self.tolerance, self.notice = tolerance or Tolerance(), notice
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
-        self.seated: list[Member] = []
         self.failures: list[Failure] = []
         self.newest: set[Member] = set()
         processes = workers.count + self.tolerance.spares
@@ -64,6 +62,11 @@ class RayGang:
             raise
 
     @property
+    def seated(self) -> list[Member]:
+        "The workers, by rank."
+        return self.crew.seated
+
+    @property
     def world_size(self) -> int:
         "How many workers have a seat."
         return len(self.seated)
@@ -74,14 +77,11 @@ class RayGang:
         return [member.place for member in self.seated]
 
     def start(self, job: Job, world_size: int) -> None:
-        "Seat that many processes, or at least those that will do, and give them a job; what they did is forgotten."
+        "Seat that many processes, or at least as many as will do, and give them a job; what they did is forgotten."
         self.job, self.wanted, self.slowest = self.ray.put(job), world_size, 0.0
         self.skips_bad_images = job.skip_bad_images
         self.failures, self.newest = [], set()
-        self.crew.recall(self.seated)
-        self.seated = []
-        self._seat_enough(world_size)
-        self.seated.sort(key=lambda member: (member.place.node, member.bundle))
+        self.crew.seat(world_size, self.tolerance.wait)
         if failures := self._regroup():
             raise WorkersFailed(failures)
 
@@ -179,17 +179,17 @@ class RayGang:
         return True
 
     def _result(self, rank: int, ref: Any) -> Any:
+        "What a rank has answered, which is a Failure if its process is gone."
         try:
             return self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
             member = self.seated[rank]
-            place, lines = member.place, str(error).strip().splitlines()
+            host, pid = member.place.host, member.place.pid
             if member.ended:
-                return Failure(rank, place.host, place.pid, "hung", member.ended)
+                return Failure(rank, host, pid, "hung", member.ended)
             kind = "preempted" if getattr(error, "preempted", False) else "died"
-            return Failure(
-                rank, place.host, place.pid, kind, f"the worker's process died: {[*lines, ''][0].rstrip('.')}"
-            )
+            first = [*str(error).strip().splitlines(), ""][0].rstrip(".")
+            return Failure(rank, host, pid, kind, f"the worker's process died: {first}")
 
     def _end_hung(self, ranks: Iterable[int], off: bool) -> bool:
         "End the ranks that will never answer; whether the group is called off by now, which may be all that it takes."
@@ -256,35 +256,10 @@ class RayGang:
         )
 
     def _replace(self, gone: set[Member], failures: Sequence[Failure]) -> None:
-        "Put others, of those that are up within the time there is, into the seats of those that are gone."
-        for member in gone:
-            self.crew.dismiss(member, replace=True)
-        deadline = time.monotonic() + self.tolerance.wait
-        seats = [
-            self.crew.take(max(0.0, deadline - time.monotonic())) if member in gone else member
-            for member in self.seated
-        ]
-        self.seated = [member for member in seats if member is not None]
+        "Seat others for those that are gone, as far as there are any; WorkersFailed where too few are left."
+        self.crew.replace(gone, self.tolerance.wait)
         if self.world_size < self.tolerance.min_workers:
             raise WorkersFailed(failures, f"{self.world_size} workers are fewer than --min-workers allows")
-
-    def _seat_enough(self, world_size: int) -> None:
-        "Fill that many seats, or after the time that there is for it as many as will do."
-        enough, wait = min(world_size, self.at_least or world_size), max(self.tolerance.wait, PLACEMENT_TIMEOUT)
-        if enough < world_size:
-            self._seat(world_size, self.tolerance.wait)
-        self._seat(enough, wait)
-        if self.world_size < enough:
-            raise UserError(f"only {self.world_size} of {enough} workers started in {wait:g} s{self.crew.why}")
-
-    def _seat(self, world_size: int, wait: float) -> None:
-        "Fill seats from the bench, as far as processes come up in so many seconds."
-        deadline = time.monotonic() + wait
-        while len(self.seated) < world_size:
-            member = self.crew.take(max(0.0, deadline - time.monotonic()))
-            if member is None:
-                return
-            self.seated.append(member)
 
     def _regroup(self) -> list[Failure]:
         "Form a group of all that are seated, and have all take over the newest state; what went wrong."
@@ -295,13 +270,10 @@ class RayGang:
         for rank, member in enumerate(self.seated):
             node = nodes[rank]
             seat = Seat(rank, self.world_size, nodes[:rank].count(node), nodes.count(node))
-            actor = member.actor
-            again = member.at_work
-            asked[rank] = (
-                actor.rejoin.remote(seat, meeting)
-                if again
-                else actor.start.remote(seat, self.job, meeting, bool(self.newest))
-            )
+            if member.at_work:
+                asked[rank] = member.actor.rejoin.remote(seat, meeting)
+            else:
+                asked[rank] = member.actor.start.remote(seat, self.job, meeting, bool(self.newest))
         if failures := failed(self._answers(asked)):
             return failures
         return self._hand_over()

@@ -183,11 +183,7 @@ class Config:
         self._require("cpus", _is_count(self.cpus), "1 or more, or a range MIN:MAX such as 2:8")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "at least 0 and below 1")
-        self._require(
-            "augmentation",
-            self.augmentation is None or self.augment == "full",
-            "left out unless --augment full is given",
-        )
+        self._require("augmentation", self.augmentation is None or self.augment == "full", "used with --augment full")
         self._require("augmentation", bool(AUGMENTATION.fullmatch(self.augmentation or "")), "NAME=VALUE,NAME=LOW:HIGH")
         mixing = self.mixup or self.cutmix
         self._require("accumulate", self.accumulate == 1 or not mixing, "1 where MixUp or CutMix mix whole batches")

@@ -1,15 +1,18 @@
-"Resuming: finding the run that is to go on, and where it stood, as JSON beside a checkpoint's tensors."
+"Saving where a run stands, as JSON beside a checkpoint's tensors, and finding it again where the run is to go on."
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoint import Checkpoint, Checkpoints
+import numpy as np
+
+from cluster.checkpoint import Checkpoint, Checkpoints, spoiled
 from learner.errors import UsageError, printable, shown
 from orchestrator.config import Config, flag
 from orchestrator.driver import Place, Plan
@@ -18,18 +21,10 @@ from orchestrator.run_folder import HISTORY, LR_CURVE, versions
 from orchestrator.tally import Tally
 
 CHECKPOINTS = "checkpoints"
-FREE = {"gpus", "cpus", "local", "address", "backend", "runs", "name", "data_dir", "cache", "debug"}
-FREE |= {
-    "resume",
-    "autoresume",
-    "keep",
-    "max_restarts",
-    "min_workers",
-    "wait_for_workers",
-    "spares",
-    "hang_after",
-    "on_nan",
-}
+FREE = {  # options that may be others than those that the run was begun with
+    "gpus", "cpus", "local", "address", "backend", "runs", "name", "data_dir", "cache", "debug", "resume", "autoresume",
+    "keep", "max_restarts", "min_workers", "wait_for_workers", "spares", "hang_after", "on_nan",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,42 @@ def _row(saved: Mapping[str, Any]) -> dict[str, Any]:
     if not all(type(saved[key]) in (int, float) for key in HISTORY):
         raise ValueError("a row of the history is not of numbers")
     return dict(saved)
+
+
+class Saver:
+    """Writes checkpoints in the background, one at a time, but none with numbers that are not finite: a dead end.
+
+    Then, and where the disk refuses, `warn` is told in one sentence, and training goes on.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, warn: Callable[[str], object]) -> None:
+        self.checkpoints, self.warn = checkpoints, warn
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._last: Future[bool] | None = None
+
+    def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        "Begin to write the checkpoint of `step`, once the one before is written; the arrays are not to change."
+        self.finish()
+        self._last = self._thread.submit(self._write, step, tensors, meta)
+
+    def finish(self) -> bool:
+        "Wait until all is written; whether the last checkpoint was."
+        return self._last is None or self._last.result()
+
+    def close(self) -> None:
+        "Write what is left to write."
+        self._thread.shutdown()
+
+    def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
+        if name := spoiled(tensors):
+            self.warn(f"warning: no checkpoint of step {step} is written: {name} is not finite; older ones are kept")
+            return False
+        try:
+            self.checkpoints.save(step, tensors, meta)
+            return True
+        except OSError as error:
+            self.warn(f"warning: no checkpoint of step {step} could be written: {error}")
+            return False
 
 
 def standing_of(checkpoint: Checkpoint, plan: Plan) -> Standing:

@@ -35,9 +35,8 @@ from orchestrator.driver import Plan
 from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
 from orchestrator.phases import Phases
-from orchestrator.resume import CHECKPOINTS, Standing, find_run, newest_checkpoint, standing_of
+from orchestrator.resume import CHECKPOINTS, Saver, Standing, find_run, newest_checkpoint, standing_of
 from orchestrator.run_folder import RunFolder
-from orchestrator.saver import Saver
 from orchestrator.summary import default_name, report_configuration
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker

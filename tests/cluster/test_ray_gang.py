@@ -126,7 +126,7 @@ def test_a_range_begins_with_those_that_are_there(
     alone = drive(ray_gang, job, epochs=1)
     late = ray_gang.crew.take(60.0)  # out of reach
     assert late is not None
-    monkeypatch.setattr(ray_gang, "at_least", 3)
+    monkeypatch.setattr(ray_gang.crew, "workers", replace(ray_gang.crew.workers, at_least=3))
     ray_gang.start(job, 4)
     ray_gang.grow()
     assert ray_gang.world_size == 3
@@ -135,7 +135,7 @@ def test_a_range_begins_with_those_that_are_there(
     ray_gang.grow()
     assert ray_gang.world_size == 4
     assert len(set(ray_gang.call("fingerprint"))) == 1
-    monkeypatch.setattr(ray_gang, "at_least", 5)
+    monkeypatch.setattr(ray_gang.crew, "workers", replace(ray_gang.crew.workers, at_least=5))
     with pytest.raises(UserError, match="only 4 of 5 workers started"):
         ray_gang.start(job, 6)
 

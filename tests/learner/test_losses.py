@@ -10,9 +10,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from learner.losses import cross_entropy, log_softmax, logsumexp, nll
+from learner.losses import (
+    balanced,
+    binary_cross_entropy,
+    cross_entropy,
+    digit_loss,
+    l1,
+    log_softmax,
+    logsumexp,
+    mse,
+    nll,
+)
 
 seeds = st.integers(0, 2**31)
+sizes = st.tuples(st.integers(1, 9), st.integers(2, 7))
 reductions = st.sampled_from(["mean", "sum", "none"])
 scales = st.sampled_from([1e-30, 1.0, 30.0, 1e4, 1e30])
 dtypes = st.sampled_from([torch.float32, torch.float64])
@@ -96,3 +107,65 @@ def test_no_samples_sum_to_zero_and_have_no_mean() -> None:
 def test_an_unknown_reduction_is_named_with_those_there_are(loss) -> None:
     with pytest.raises(ValueError, match=r"'avg'.*'mean', 'sum' and 'none'"):
         loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), "avg")
+
+
+@given(seeds, sizes, reductions, st.sampled_from([0.0, 0.1, 0.5]), st.booleans())
+def test_smoothing_and_weights_are_torchs(seed, size, reduction, smoothing, weighted) -> None:
+    torch.manual_seed(seed)
+    logits = torch.randn(size, dtype=torch.float64) * 5
+    targets = torch.randint(size[1], size[:1])
+    weight = torch.rand(size[1], dtype=torch.float64) + 0.1 if weighted else None
+    ours = cross_entropy(logits, targets, reduction, smoothing, weight)
+    theirs = F.cross_entropy(logits, targets, weight, reduction=reduction, label_smoothing=smoothing)
+    assert_close(ours, theirs)
+
+
+@given(seeds, sizes, reductions, st.sampled_from([0.0, 0.1]), st.booleans())
+def test_soft_targets_are_torchs(seed, size, reduction, smoothing, weighted) -> None:
+    torch.manual_seed(seed)
+    logits = (torch.randn(size, dtype=torch.float64) * 5).requires_grad_()
+    targets = torch.rand(size, dtype=torch.float64).softmax(1)
+    weight = torch.rand(size[1], dtype=torch.float64) + 0.1 if weighted else None
+    ours = cross_entropy(logits, targets, reduction, smoothing, weight)
+    theirs = F.cross_entropy(logits, targets, weight, reduction=reduction, label_smoothing=smoothing)
+    assert_close(ours, theirs)
+    assert_close(torch.autograd.grad(ours.sum(), logits), torch.autograd.grad(theirs.sum(), logits))
+
+
+def test_one_hot_targets_are_class_numbers() -> None:
+    logits, targets = torch.randn(6, 4, dtype=torch.float64), torch.randint(4, (6,))
+    assert_close(cross_entropy(logits, F.one_hot(targets, 4).double()), cross_entropy(logits, targets))
+    logits[0, (targets[0] + 1) % 4] = -torch.inf
+    assert cross_entropy(logits, F.one_hot(targets, 4).double()).isfinite()
+
+
+@given(seeds, sizes, reductions, st.sampled_from([1.0, 100.0, 1e4]))
+def test_binary_cross_entropy_is_torchs_at_any_logit(seed, size, reduction, scale) -> None:
+    torch.manual_seed(seed)
+    logits = (torch.randn(size, dtype=torch.float64) * scale).requires_grad_()
+    targets = torch.rand(size, dtype=torch.float64).round()
+    ours, theirs = binary_cross_entropy(logits, targets, reduction), F.binary_cross_entropy_with_logits(
+        logits, targets, reduction=reduction)  # fmt: skip
+    assert_close(ours, theirs)
+    assert_close(torch.autograd.grad(ours.sum(), logits), torch.autograd.grad(theirs.sum(), logits))
+
+
+@given(seeds, sizes, reductions)
+def test_regression_losses_are_torchs(seed, size, reduction) -> None:
+    torch.manual_seed(seed)
+    a, b = torch.randn(2, *size, dtype=torch.float64)
+    assert_close(mse(a, b, reduction), F.mse_loss(a, b, reduction=reduction))
+    assert_close(l1(a, b, reduction), F.l1_loss(a, b, reduction=reduction))
+
+
+def test_digit_loss_is_the_chapters() -> None:
+    logits = torch.tensor([0.9, 0.4, 0.2], dtype=torch.float64).logit()
+    assert_close(digit_loss(logits, torch.tensor([1, 0, 1])).item(), (0.1 + 0.4 + 0.8) / 3)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
+def test_balanced_weights_give_every_class_that_occurs_the_same_say(targets) -> None:
+    weights = balanced(targets, 6)
+    says = {c: weights[c] * targets.count(c) for c in range(6)}
+    assert {c for c, say in says.items() if say} == set(targets)
+    assert [says[c] for c in set(targets)] == pytest.approx([len(targets) / len(set(targets))] * len(set(targets)))

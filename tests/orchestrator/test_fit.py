@@ -14,7 +14,7 @@ from cluster.faults import Failure, WorkersFailed
 from orchestrator.config import Config
 from orchestrator.driver import Place, Spoiled, Stopped
 from orchestrator.fit import Best, fit
-from orchestrator.saver import Saver
+from orchestrator.resume import Saver
 from orchestrator.session import open_session
 
 
