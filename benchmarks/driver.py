@@ -21,7 +21,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
 
-STEPS, FEWER, ROUNDS, SIZE, MANY = 400, 400, 44, 8, 16
+STEPS, FEWER, ROUNDS, SIZE, MANY = 400, 150, 30, 8, 16
 
 
 def tiny_job(folder: Path, batch_size: int, steps: int = STEPS) -> Job:
