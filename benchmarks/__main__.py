@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 NAMES = (
-    "chaos", "data_path", "decoding", "driver", "epoch", "optimizer", "parameter", "scaling", "shapes", "startup",
+    "chaos", "decoding", "driver", "epoch", "optimizer", "parameter", "scaling", "shapes", "startup",
     "step", "store",
 )  # fmt: skip
 LONG = ("accuracy", "gpu", "imagenette")  # an hour, or for a GPU; only when named

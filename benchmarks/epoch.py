@@ -9,18 +9,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.accuracy import DATA, read_history
+from benchmarks.driver import Coordinated
 from benchmarks.peers.common import BATCH, LR, MARK, WORKERS
-from benchmarks.ranks import run_ranks
+from benchmarks.ranks import Ranks
+from benchmarks.timing import shown
 from cluster.comms import Group
+from cluster.ray_gang import RayGang, Workers
 from cluster.reducer import GradientSum
 from cluster.shards import n_batches, part
 from learner.data.decoder import decoder_version
@@ -29,8 +33,10 @@ from learner.data.sources import resolve
 from learner.memory import keep_memory
 from learner.models import build
 from learner.optim import SGD
+from orchestrator.build import make_job, make_store
+from orchestrator.config import Config
 
-N, EPOCHS, ROUNDS = 4800, 3, 2
+N, EPOCHS, ROUNDS = 4800, 3, 2  # images, epochs a run, runs of the peers
 PEERS = {  # name: module, what must be installed, by torchrun
     "DataLoader + DistributedDataParallel (torchrun)": ("ddp", "torch", True),
     "Accelerate (torchrun)": ("accelerated", "accelerate", True),
@@ -41,7 +47,7 @@ PEERS = {  # name: module, what must be installed, by torchrun
 FIRST_AIMS = {64: 1.30, 128: 1.36}
 LATER_AIMS = {(64, "none"): 1.05, (64, "crop"): 1.10, (128, "none"): 1.15, (128, "crop"): 1.20}
 KINDS = ("none", "crop")  # augmentation
-PURE = {"pure compute": False, "pure compute, memory kept": True}
+COMPARED = {64: 7, 128: 3}  # side: runs that are compared with pure compute
 Seconds = list[float]
 
 
@@ -56,11 +62,17 @@ def subset(folder: Path) -> Path:
     return folder
 
 
-def ours(root: Path, size: int, augment: str) -> Seconds:
+def warm(root: Path) -> None:
+    "Have all files in memory: the system may have forgotten some, and the disk takes its time."
+    for file in root.rglob("*.JPEG"):
+        file.read_bytes()
+
+
+def ours(root: Path) -> Seconds:
     "Training time of each epoch by the command that users run, with a store that is empty at first."
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "orchestrator.launch", "--data", str(root), "--cpus", f"{WORKERS}"]
-        command += ["--size", f"{size}", "--augment", augment, "--batch-size", f"{BATCH}", "--lr", f"{LR}"]
+        command += ["--size", "64", "--augment", "none", "--batch-size", f"{BATCH}", "--lr", f"{LR}"]
         command += ["--epochs", f"{EPOCHS}", "--schedule", "constant", "--cache", f"{folder}/store"]
         check(subprocess.run([*command, "--runs", f"{folder}/runs", "--name", "run"], capture_output=True, text=True))
         rows = read_history(Path(folder, "runs", "run", "version_0"))
@@ -84,8 +96,8 @@ def peer(module: str, by_torchrun: bool, root: Path, size: int) -> Seconds:
     return json.loads(line.split(MARK)[1])
 
 
-def compute(group: Group, size: int, images: int, epochs: int, kept: bool) -> Seconds:
-    """The same steps, by the same optimizer and exchange, on normalised batches that lie ready in memory.
+def compute(group: Group, size: int, kept: bool) -> Callable[[], float]:
+    """Seconds of the same steps, by the same optimizer and exchange, on normalised batches that lie ready in memory.
 
     In processes as torch has them, or that keep what they free as our workers do: then only the data path, the reports
     and the driver are left to tell ours from these.
@@ -96,12 +108,12 @@ def compute(group: Group, size: int, images: int, epochs: int, kept: bool) -> Se
     net = build("simple_cnn", 3, 10)
     reducer = GradientSum(net.parameters(), group)
     optimizer = SGD(net.parameters(), LR, reduce=reducer)
-    counts = [min(images, (b + 1) * BATCH) - b * BATCH for b in range(n_batches(images, BATCH))]
+    counts = [min(N, (b + 1) * BATCH) - b * BATCH for b in range(n_batches(N, BATCH))]
     batches = []
     for n in (len(part(n, group.rank, group.world_size)) for n in counts):
         batches.append((torch.randn(n, size, size, 3).permute(0, 3, 1, 2), torch.randint(10, (n,))))
-    seconds = []
-    for _ in range(epochs):
+
+    def epoch() -> float:
         group.barrier()
         started = time.perf_counter()
         for x, y in batches:
@@ -109,21 +121,68 @@ def compute(group: Group, size: int, images: int, epochs: int, kept: bool) -> Se
             F.cross_entropy(net(x), y, reduction="sum").backward()
             optimizer.step()
             optimizer.zero_grad()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+        return time.perf_counter() - started
+
+    return epoch
 
 
-def pure(kept: bool, size: int) -> Seconds:
-    "Pure compute takes as long in the first epoch as in any."
-    return run_ranks(WORKERS, compute, size, N, EPOCHS, kept)
+def mine(gang: RayGang, root: Path, size: int, augment: str) -> Seconds:
+    "Seconds of training of `EPOCHS` epochs by workers that are there, from a store that is empty at first."
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config(data=str(root), size=size, augment=augment, batch_size=BATCH, cache=f"{folder}/store")
+        split = open_split(root, config.seed)
+        job = make_job(config, split)
+        job = replace(job, store=make_store(config, split))
+        gang.start(job, WORKERS)
+        warm(root)
+        epoch, seconds = Coordinated(gang, job, Path(folder, "runs")), []
+        for _ in range(EPOCHS):
+            started = time.perf_counter()
+            epoch()
+            seconds.append(time.perf_counter() - started)
+        epoch.tracker.close()
+        return seconds
 
 
-def rounds(contestants: dict[str, Callable[[], Seconds]]) -> dict[str, list[Seconds]]:
+def standing(root: Path, folder: Path) -> RayGang:
+    "Workers that stand by."
+    config = Config(data=str(root), size=64, batch_size=BATCH)
+    return RayGang(make_job(config, open_split(root, config.seed)), Workers(WORKERS, 0.0, "gloo"), folder / "logs")
+
+
+def against_compute(gang: RayGang, root: Path, size: int, n_rounds: int) -> list[str]:
+    """Rows of ours over both kinds of pure compute, epoch by epoch in turn in processes that stand by.
+
+    Each run of ours has an epoch of pure compute before and behind it, whose mean it is compared to.
+    """
+    pure = [Ranks(WORKERS, compute, size, kept) for kept in (False, True)]
+    found: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in KINDS}
+    before = [[ranks() for ranks in pure] for _ in range(2)][1]  # the first has them start
+    for number in range(n_rounds):
+        for kind in KINDS if number % 2 else KINDS[::-1]:
+            first, *later = mine(gang, root, size, kind)
+            behind = [ranks() for ranks in pure]
+            plain, kept = (mean(pair) for pair in zip(before, behind))
+            found[kind].append((first / plain, first / kept, mean(later) / plain, mean(later) / kept))
+            print(f"{size} px, {kind}: {', '.join(f'{ratio:.2f}' for ratio in found[kind][-1])}", flush=True)
+            before = behind
+    for ranks in pure:
+        ranks.close()
+    rows = []
+    for kind, runs in found.items():
+        ratios = [shown(column) for column in zip(*runs)]
+        aims = f"{FIRST_AIMS[size]:.2f}", f"{LATER_AIMS[size, kind]:.2f}"
+        rows.append(f"| {' | '.join([f'{size} px', kind, *ratios[:2], aims[0], *ratios[2:], aims[1]])} |")
+    return rows
+
+
+def rounds(root: Path, contestants: dict[str, Callable[[], Seconds]]) -> dict[str, list[Seconds]]:
     "Each one's epochs, run after run, in turns."
     runs: dict[str, list[Seconds]] = {name: [] for name in contestants}
     for number in range(ROUNDS):
         names = list(contestants)
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            warm(root)
             runs[name].append(contestants[name]())
             print(f"{name}: {', '.join(f'{s:.2f}' for s in runs[name][-1])} s", flush=True)
     return runs
@@ -134,17 +193,6 @@ def middle(runs: list[Seconds]) -> tuple[float, float]:
     return median(run[0] for run in runs), median(seconds for run in runs for seconds in run[1:])
 
 
-def spread(values: list[float]) -> str:
-    "Median and range."
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def contestants(root: Path, size: int) -> dict[str, Callable[[], Seconds]]:
-    "Ours without and with augmentation, and the same steps from memory."
-    kinds: dict[str, Callable[[], Seconds]] = {f"ours, {kind}": partial(ours, root, size, kind) for kind in KINDS}
-    return kinds | {name: partial(pure, kept, size) for name, kept in PURE.items()}
-
-
 def peers(root: Path) -> tuple[dict[str, Callable[[], Seconds]], list[str]]:
     "The peers that are installed, at 64 px without augmentation, and the names of the others."
     missing = [name for name, (_, needed, _) in PEERS.items() if find_spec(needed) is None]
@@ -152,24 +200,12 @@ def peers(root: Path) -> tuple[dict[str, Callable[[], Seconds]], list[str]]:
     return {name: script for name, script in scripts.items() if name not in missing}, missing
 
 
-def compute_rows(size: int, runs: dict[str, list[Seconds]]) -> list[str]:
-    "Ours over both kinds of pure compute of the same round."
-    rows = []
-    for kind in KINDS:
-        cells = [f"{size} px", kind]
-        for aim, epochs in ((FIRST_AIMS[size], slice(1)), (LATER_AIMS[size, kind], slice(1, None))):
-            mine = [median(run[epochs]) for run in runs[f"ours, {kind}"]]
-            cells += [spread([m / median(run) for m, run in zip(mine, runs[name])]) for name in PURE] + [f"{aim:.2f}"]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
 def peer_rows(runs: dict[str, list[Seconds]]) -> list[str]:
-    "Everyone's seconds, and those over ours without augmentation."
-    mine, rows = middle(runs["ours, none"]), []
+    "Everyone's seconds, and those over ours."
+    own, rows = middle(runs["ours"]), []
     for name, theirs in runs.items():
         first, later = middle(theirs)
-        rows.append(f"| {name} | {first:.2f} | {later:.2f} | {first / mine[0]:.2f} | {later / mine[1]:.2f} |")
+        rows.append(f"| {name} | {first:.2f} | {later:.2f} | {first / own[0]:.2f} | {later / own[1]:.2f} |")
     return rows
 
 
@@ -180,27 +216,33 @@ def run() -> str:
     with tempfile.TemporaryDirectory() as folder:
         root = subset(Path(folder))
         there, missing = peers(root)
-        small = rounds({**contestants(root, 64), **there})
-        large = rounds(contestants(root, 128))
+        runs = rounds(root, {"ours": partial(ours, root), **there})
+        gang = standing(root, Path(folder))
+        try:
+            rows = [row for size, n in COMPARED.items() for row in against_compute(gang, root, size, n)]
+        finally:
+            gang.close()
+    compared = " and ".join(f"{n} (at {size} px)" for size, n in COMPARED.items())
     lacking = (
         f"Not installed here, so not measured (`pip install '.[peers]'`): {', '.join(missing)}.\n" if missing else ""
     )
     return f"""\
 `simple_cnn`, global batch {BATCH}, plain SGD, {WORKERS} CPU workers of one thread, {N} images of Imagenette's training
 set, {EPOCHS} epochs a run, {ROUNDS} runs of each in turn; seconds of training, start-up and validation left out.
-Ours decodes by {decoder_version()}; `none` and `crop` are its augmentation, peers have none.
+Ours decodes by {decoder_version()}.
 
-64 px, medians:
+64 px, without augmentation, medians:
 
 | | first epoch, s | later epochs, s | first, over ours | later, over ours |
 | --- | --- | --- | --- | --- |
-{chr(10).join(peer_rows(small))}
+{chr(10).join(peer_rows(runs))}
 
 {lacking if missing else ""}
-Ours over pure compute, the same steps on tensors that lie in memory; median (range) of the runs. "Kept": over the same
-in processes that keep the memory they free, as our workers do (`learner/memory.py`), so that all else is left to see:
+Ours over pure compute, the same steps on tensors that lie in memory, in processes that stand by, driver and Ray at
+work. Median (quartiles) of {compared} runs, each between two epochs of pure compute. "Kept": over
+the same in processes that keep the memory they free, as our workers do (`learner/memory.py`), so that all else is left:
 
 | pictures | augmentation | first epoch | kept | aim | later epochs | kept | aim |
 | --- | --- | --- | --- | --- | --- | --- | --- |
-{chr(10).join(compute_rows(64, small) + compute_rows(128, large))}
+{chr(10).join(rows)}
 """

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRIC = accuracy.__name__
+QUEUE = 1000  # events, a chunk's steps: with TensorBoard's own 10 the driver waits for its thread at each further one
 COLUMNS = ("epoch", "train_loss", "valid_loss", METRIC, "images/s", "time")
 
 
@@ -180,7 +181,8 @@ class Board:
 
     def _open(self, first_step: int | None = None) -> None:
         await_new_second(self.folder)
-        self.writer, self.lost = SummaryWriter(str(self.folder), purge_step=first_step), False
+        self.writer = SummaryWriter(str(self.folder), purge_step=first_step, max_queue=QUEUE)
+        self.lost = False
 
     def add(self, kind: str, *args: Any, **kwargs: Any) -> None:
         "What SummaryWriter calls add_`kind`."

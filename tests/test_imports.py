@@ -18,7 +18,7 @@ FORBIDDEN = {
 }  # fmt: skip
 SOLE = {
     "torch.distributed": {"cluster/comms.py", "cluster/meeting.py"},
-    "ray": {"cluster/ray_cluster.py", "cluster/ray_gang.py"},
+    "ray": {"cluster/ray_cluster.py"},
     "tensorboard": {"orchestrator/tracker.py"},
     "torch.utils.tensorboard": {"orchestrator/tracker.py"},
 }

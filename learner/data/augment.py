@@ -63,12 +63,12 @@ def crop_pixels(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: in
 def crop_slices(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: int) -> Tensor:
     """The same row of bytes by row of bytes, which on a CPU is 10 times as fast.
 
-    numpy takes all windows in one call, and those to mirror too, torch needs 5 times as long for that; but torch has a
-    kernel that mirrors.
+    numpy takes all windows in one call, and from them, 7 times as fast as torch's `x[mask]`, those to be mirrored; for
+    that torch has a kernel.
     """
     n, height, width, channels = x.shape
     windows = sliding_window_view(x.numpy().reshape(n, height, width * channels), (size, size * channels), (1, 2))
     cropped = windows[np.arange(n), top.numpy(), left.numpy() * channels].reshape(n, size, size, channels)
     turned = mirrored.numpy()
-    cropped[turned] = torch.from_numpy(cropped[turned]).permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
+    cropped[turned] = torch.from_numpy(cropped[turned]).permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1).numpy()
     return torch.from_numpy(cropped)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -100,6 +101,17 @@ def test_a_row_whose_writer_died_before_its_checksum_is_not_there(labelled, tmp_
 def test_a_black_picture_and_an_empty_row_differ() -> None:
     black = np.zeros((SIZE, SIZE, 3), np.uint8)
     assert checksum(black) != 0
+
+
+@pytest.mark.parametrize("written", [OSError("no space"), 5])
+def test_a_row_that_the_disk_refuses_is_not_there(labelled, tmp_path, monkeypatch, written: OSError | int) -> None:
+    dataset = open_all(labelled, tmp_path)
+    monkeypatch.setattr(os, "pwrite", Mock(side_effect=[written] * 9))
+    assert_right(dataset)
+    assert dataset.store.filled == 0 and not dataset.at_hand([0])
+    monkeypatch.undo()
+    assert_right(dataset)
+    assert dataset.store.filled == 9 and dataset.at_hand(range(9))
 
 
 def test_an_unreadable_file_is_reported_every_time_and_never_stored(labelled, tmp_path) -> None:
