@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from learner.errors import UserError
+from learner.memory import memory_size
 from learner.reading import parse_object, read_bytes
 
 STATE, META = "state.safetensors", "meta.json"
@@ -123,7 +124,7 @@ def _read(entry: Entry) -> Checkpoint:
     folder, step = entry.folder, entry.step
     try:
         meta = parse_object(read_bytes(folder / META, META_LIMIT))
-        content = read_bytes(folder / STATE, memory_size() // 2)
+        content = read_bytes(folder / STATE, memory_size() // 2)  # it is read as a whole
         if meta.get("step") != step:
             raise ValueError(f"{META} does not describe step {step}")
         if meta.pop("sha256", None) != _digest(content, meta):
@@ -138,11 +139,6 @@ def spoiled(tensors: Mapping[str, np.ndarray]) -> str | None:
     "The name of the first tensor with a number that is not finite."
     floats = ((name, tensor) for name, tensor in tensors.items() if tensor.dtype.kind == "f")
     return next((name for name, tensor in floats if not np.isfinite(tensor).all()), None)
-
-
-def memory_size() -> int:
-    "Bytes of this machine's memory: a checkpoint is read as a whole."
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _digest(content: bytes, meta: Mapping[str, Any]) -> str:

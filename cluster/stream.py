@@ -16,6 +16,7 @@ from learner.data.feed import make_feed
 from learner.data.loader import DataLoader, Dataset, Readable, epoch_order
 from learner.data.mix import needed
 from learner.data.store import Store, StoredDataset
+from learner.memory import memory_size
 
 
 class LocalBatches:
@@ -32,7 +33,8 @@ class LocalBatches:
         n = len(job.train) + len(job.valid)
         self.store = Store(Path(job.store), n, job.presize, job.channels) if job.store else None
         self.feed = make_feed(torch.device(device), job.on_device, n, job.presize, job.channels, tell)
-        self.gathers = self.store is not None and self.feed.device.type == "cpu"
+        in_memory = self.store is not None and self.store.pixels.nbytes < memory_size() / 2
+        self.gathers = in_memory and self.feed.device.type == "cpu"  # from a disk, threads had better read ahead
         self.loaders = {train: self._loader(train, threads) for train in (True, False)}
         self._stream: Iterator[tuple[Readable, LocalPart]] = iter(())
         self._next: tuple[bool, int, int] | None = None

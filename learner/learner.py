@@ -116,8 +116,8 @@ class Learner:
     def __call__(self, event: str) -> None:
         "Let the callbacks react to `event`, in their order."
         for cb in self.cbs:
-            if react := getattr(type(cb), event, None):
-                react(cb)
+            if hasattr(type(cb), event) or event in vars(cb):  # not the callback itself: it would ask the learner
+                getattr(cb, event)()
 
     def phase(self, name: str, body: Callable[[], None]) -> None:
         "Run `body` between its events; an exception of the kind that cancels `name` ends it quietly."

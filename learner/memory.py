@@ -1,8 +1,9 @@
-"Memory that a process frees stays with it, so that the next step finds it ready."
+"The machine's memory, and how a process has what it frees stay with it, so that the next step finds it ready."
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's numbers for mallopt
 NEVER = 2**31 - 1  # bytes that lie free before any go back
@@ -19,3 +20,8 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(MMAP_MAX, 0)  # large tensors come from the heap too: what is mapped for itself always goes back
         mallopt(TRIM_THRESHOLD, NEVER)
+
+
+def memory_size() -> int:
+    "Bytes of this machine's memory."
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

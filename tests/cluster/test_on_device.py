@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster import stream
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from learner.data.mix import MixConfig
@@ -31,3 +32,13 @@ def test_it_is_the_same_run_of_two(ray_gang: RayGang, drive: Any, job: Job) -> N
         ray_gang.start(one, 2)
         prints.append(drive(ray_gang, one).prints)
     assert prints[0] == prints[1]
+
+
+@pytest.mark.parametrize(("memory", "by_the_caller"), [(2**40, True), (2**10, False)])
+def test_a_store_that_memory_does_not_hold_is_read_ahead_by_threads(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, by_the_caller: bool
+) -> None:
+    monkeypatch.setattr(stream, "memory_size", lambda: memory)
+    batches = stream.LocalBatches(replace(job, store=str(tmp_path / "store")), 0, 1, 1)
+    assert (batches.loaders[True].at_hand is not None) == by_the_caller
+    batches.close()

@@ -173,6 +173,13 @@ def test_an_added_callback_takes_part() -> None:
     assert trace.count("after_step") == 1
 
 
+def test_a_single_callback_may_be_given_a_hook_of_its_own() -> None:
+    cb, seen = Callback(), list[str]()
+    cb.after_epoch = lambda: seen.append("epoch")
+    learner(cb, valid=None).fit(2)
+    assert seen == ["epoch"] * 2
+
+
 def test_a_second_fit_goes_on_from_the_weights_with_a_new_optimizer_and_count() -> None:
     one = learner(train=2, valid=None)
     one.opt_func = lambda params, lr: SGD(params, lr, momentum=0.9)

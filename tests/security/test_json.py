@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save, save_file
 from cluster import checkpoint as checkpoints
 from cluster.checkpoint import Checkpoint, Checkpoints
 from learner.errors import UsageError, UserError
+from learner.memory import memory_size
 from learner.reading import parse_object
 from orchestrator.driver import Plan
 from orchestrator.resume import standing_of
@@ -199,7 +200,7 @@ def test_a_checkpoint_larger_than_memory_is_not_read(sign: Sign, monkeypatch: py
     folder = sign(save({"a": np.zeros(10)}))
     assert Checkpoints(folder.parent).load(5).tensors["a"].tolist() == [0] * 10
     with open(folder / "state.safetensors", "wb") as sparse:
-        sparse.truncate(checkpoints.memory_size())
+        sparse.truncate(memory_size())
     with pytest.raises(UserError, match=r"bytes, and .* are the most"):
         Checkpoints(folder.parent).load(5)
     monkeypatch.setattr(checkpoints, "META_LIMIT", 10)
