@@ -80,7 +80,7 @@ class Dropout(Module):
     def _kept(self, keys: Tensor, n: int) -> Tensor:
         "True where an element stays: bool (samples, n)."
         first = (self.layer << 8 | self.calls & 255) << 40
-        elements = mix64(torch.arange(first, first + n, device=keys.device)).int()
+        elements = mix64(first + torch.arange(n, device=keys.device)).int()  # compilers may count in 32 bits
         threshold = int(self.p * (1 << 32)) - (1 << 31)
         return mix32_(keys.int()[:, None] ^ elements) >= threshold
 
