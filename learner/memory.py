@@ -1,8 +1,11 @@
-"Memory that a process frees stays with it, so that the next step finds it ready."
+"Memory: what a process frees stays with it, for the next step; what it sends to a GPU is not waited for."
 
 from __future__ import annotations
 
 import ctypes
+
+import torch
+from torch import Tensor
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's numbers for mallopt
 NEVER = 2**31 - 1  # bytes that lie free before any go back
@@ -19,3 +22,12 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(MMAP_MAX, 0)  # large tensors come from the heap too: what is mapped for itself always goes back
         mallopt(TRIM_THRESHOLD, NEVER)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, which is on the CPU, on `device`; nobody waits for it.
+
+    A GPU copies by itself from page-locked memory alone. torch keeps such memory for the next one, as soon as the copy
+    from it is done.
+    """
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
