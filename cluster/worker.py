@@ -25,7 +25,7 @@ from learner.callbacks.compile import Compile, first_line
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
 from learner.callbacks.outcomes import KeepOutcomes
-from learner.callbacks.precision import MixedPrecision
+from learner.callbacks.precision import MixedPrecision, first_scale
 from learner.callbacks.setup import SetupLearner
 from learner.data.images import BadImage
 from learner.data.loader import Readable, collate_readable, epoch_order
@@ -56,7 +56,7 @@ def callbacks(job: Job, device: torch.device) -> list[Callback]:
     if job.mix:
         chosen.append(Mix(job.mix, job.n_classes, job.seed))
     if job.precision != "fp32":
-        chosen.append(MixedPrecision(job.precision))
+        chosen.append(MixedPrecision(job.precision, scale=first_scale(job.batch_size)))
     if job.clip:
         chosen.append(ClipGradients(job.clip))
     if job.ema:
