@@ -29,16 +29,17 @@ from learner.data.files import Labelled
 from learner.data.normalize import Normalize
 from learner.models import build
 
-N, CLASSES, SEEDS = 4096, 10, 5
-CASES = (("simple_cnn", 128, 256, 100), ("xresnet50", 128, 128, 30))  # model, size, batch, steps a round
-ROUNDS = 15
+CLASSES, SEEDS = 10, 5
+CASES = (("simple_cnn", 128, 256, 100), ("xresnet50", 128, 128, 30))  # model, size, batch, steps a round: an epoch
+ROUNDS, WARM_UP = 15, 10
 BASELINE = "torch.nn, torch.compile (CUDA graphs)"
-Steps = Callable[[], None]
+Steps = Callable[[], float | None]  # may tell the seconds that count
 
 
 def ours(folder: Path, device: str, arch: str, size: int, batch: int, steps: int, compile: str) -> Steps:
     "A worker's chunk, as the driver asks for it; the pictures are noise and on the device before."
-    labelled = Labelled(("none.jpg",) * N, tuple(i % CLASSES for i in range(N)))
+    n = batch * steps
+    labelled = Labelled(("none.jpg",) * n, tuple(i % CLASSES for i in range(n)))
     job = Job(
         train=labelled, valid=Labelled((), ()), n_classes=CLASSES, arch=arch, size=size, presize=size * 9 // 8,
         batch_size=batch, seed=1, normalize=Normalize((0.5,) * 3, (0.25,) * 3), augment="crop", sync_batchnorm=True,
@@ -65,7 +66,7 @@ def theirs(device: str, arch: str, size: int, batch: int, steps: int, mode: str 
     net: Any = getattr(torch_models, arch)().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, 0.9, fused=True)
     forward = net if mode is None else torch.compile(net, mode=mode)
-    batches = fast_batches(device, size, batch)
+    batches = fast_batches(device, size, batch, batch * steps)
 
     def run() -> None:
         for _ in range(steps):
@@ -79,14 +80,14 @@ def theirs(device: str, arch: str, size: int, batch: int, steps: int, mode: str 
     return run
 
 
-def fast_batches(device: str, size: int, batch: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    "Random batches of noise that is on the device, cropped, mirrored and normalised there."
+def fast_batches(device: str, size: int, batch: int, n: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    "Random batches of `n` pictures of noise that are on the device, cropped, mirrored and normalised there."
     side = size * 9 // 8
-    pictures = torch.randint(256, (N, side, side, 3), dtype=torch.uint8, device=device)
-    targets = torch.arange(N, device=device) % CLASSES
+    pictures = torch.randint(256, (n, side, side, 3), dtype=torch.uint8, device=device)
+    targets = torch.arange(n, device=device) % CLASSES
 
     def draw() -> tuple[Tensor, Tensor]:
-        rows = torch.randint(N, (batch,), device=device)
+        rows = torch.randint(n, (batch,), device=device)
         cropped = crop_flip(pictures[rows], torch.rand(batch, 3, device=device), size)
         return cropped.float().div_(127.5).sub_(1).permute(0, 3, 1, 2), targets[rows]
 
@@ -94,7 +95,7 @@ def fast_batches(device: str, size: int, batch: int) -> Callable[[], tuple[Tenso
 
 
 def lightning(device: str, arch: str, size: int, batch: int, steps: int) -> Steps:
-    "Lightning's Trainer over the same batches, as its documentation has it."
+    "Lightning's Trainer over the same batches, as its documentation has it; what counts is the steps within a fit."
     import lightning as L
 
     class Classifier(L.LightningModule):
@@ -113,35 +114,60 @@ def lightning(device: str, arch: str, size: int, batch: int, steps: int) -> Step
             "SGD with momentum."
             return torch.optim.SGD(self.parameters(), 1e-3, 0.9, fused=True)
 
-    draw, model = fast_batches(device, size, batch), Classifier()
+    class Stopwatch(L.Callback):
+        "Seconds of the steps behind the first `WARM_UP`: setting up a fit and moving the model are no part of a step."
+
+        def on_train_batch_start(self, trainer: Any, module: Any, item: Any, number: int) -> None:
+            "Begin to count."
+            if number == WARM_UP:
+                wait_for(device)
+                self.started = time.perf_counter()
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            "All is done."
+            wait_for(device)
+            self.seconds = time.perf_counter() - self.started
+
+    draw, model = fast_batches(device, size, batch, batch * steps), Classifier()
     quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
     accelerator = "gpu" if device == "cuda" else "cpu"
 
-    def run() -> None:
-        trainer = L.Trainer(accelerator=accelerator, devices=1, precision="bf16-mixed", max_epochs=1, **quiet)
-        trainer.fit(model, torch.utils.data.DataLoader(range(steps), batch_size=None))  # type: ignore[arg-type]
+    def run() -> float:
+        watch = Stopwatch()
+        trainer = L.Trainer(
+            accelerator=accelerator, devices=1, precision="bf16-mixed", max_epochs=1, callbacks=[watch], **quiet
+        )
+        trainer.fit(model, torch.utils.data.DataLoader(range(WARM_UP + steps), batch_size=None))  # type: ignore[arg-type]
+        return watch.seconds
 
     return run
+
+
+def wait_for(device: str) -> None:
+    "Until the device is done."
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def awaited(run: Steps, device: str) -> Steps:
     "`run`, and until the device is done."
 
-    def both() -> None:
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
+    def both() -> float | None:
+        seconds = run()
+        wait_for(device)
+        return seconds
 
     return both
 
 
-def not_kernels(run: Steps) -> float:
-    "The share of the time of `run` in which the GPU does nothing, by torch's profiler."
+def not_kernels(run: Steps) -> str:
+    "The share of the time of `run` in which the GPU does nothing, by torch's profiler; unknown where not all counts."
     from torch.profiler import ProfilerActivity, profile
 
-    run()
+    if run() is not None:
+        return "?"
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         started = time.perf_counter()
@@ -149,7 +175,7 @@ def not_kernels(run: Steps) -> float:
         torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
-    return max(0.0, 1 - busy / seconds)
+    return f"{max(0.0, 1 - busy / seconds):.0%}"
 
 
 def contest(device: str, arch: str, size: int, batch: int, steps: int, rounds: int = ROUNDS) -> list[str]:
@@ -172,7 +198,7 @@ def contest(device: str, arch: str, size: int, batch: int, steps: int, rounds: i
         rows = []
         for name, times in seconds.items():
             speed = batch * steps / sorted(times)[len(times) // 2]
-            idle = f"{not_kernels(alternatives[name]):.0%}" if device == "cuda" else "?"
+            idle = not_kernels(alternatives[name]) if device == "cuda" else "?"
             rows.append(f"| {arch} | {name} | {speed:,.0f} | {shown(quotients(seconds, name, BASELINE))} | {idle} |")
     return rows
 

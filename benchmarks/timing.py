@@ -12,7 +12,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each alternative in each round, after one round that is not counted.
 
-    A B C, then B C A, and so on, so that none always comes after the same other; `ready()` is called before each.
+    A B C, then B C A, and so on, so that none always comes after the same other; `ready()` is called before each. An
+    alternative that gives a number has timed itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     names = list(alternatives)
@@ -20,9 +21,10 @@ def interleaved(
         for name in names[number % len(names) :] + names[: number % len(names)]:
             ready()
             started = time.perf_counter()
-            alternatives[name]()
+            told = alternatives[name]()
+            passed = time.perf_counter() - started
             if number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(told if isinstance(told, float) else passed)
     return seconds
 
 

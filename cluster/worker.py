@@ -25,7 +25,7 @@ from learner.callbacks.compile import Compile, first_line
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
 from learner.callbacks.outcomes import KeepOutcomes
-from learner.callbacks.precision import MixedPrecision
+from learner.callbacks.precision import MixedPrecision, first_scale
 from learner.callbacks.setup import SetupLearner
 from learner.data.images import BadImage
 from learner.data.loader import Readable, collate_readable, epoch_order
@@ -34,6 +34,7 @@ from learner.errors import UserError
 from learner.groups import body_and_head, no_decay_groups, one_group, plain_groups
 from learner.learner import Callback, Learner
 from learner.lsuv import lsuv
+from learner.memory import send
 from learner.models import build
 from learner.module import Module
 from learner.optim import make_optimizer
@@ -55,7 +56,7 @@ def callbacks(job: Job, device: torch.device) -> list[Callback]:
     if job.mix:
         chosen.append(Mix(job.mix, job.n_classes, job.seed))
     if job.precision != "fp32":
-        chosen.append(MixedPrecision(job.precision))
+        chosen.append(MixedPrecision(job.precision, scale=first_scale(job.batch_size)))
     if job.clip:
         chosen.append(ClipGradients(job.clip))
     if job.ema:
@@ -73,6 +74,15 @@ def own_bad(batch: Readable, part: LocalPart) -> list[tuple[str, str]]:
         return []
     own = int((batch.rows < part.mine.stop).logical_and(batch.rows >= part.mine.start).sum())
     return list(batch.bad[: len(part.mine) - own])
+
+
+def dealt(batch: Readable, number: int, parts: int) -> Readable:
+    "What of a batch is in that one of `parts`, to which rows are dealt in turn."
+    if parts == 1:
+        return batch
+    here = (batch.rows % parts == number).nonzero().squeeze(1)  # a GPU would have to be waited for to count them
+    inputs = batch.inputs.index_select(0, send(here, batch.inputs.device))
+    return replace(batch, inputs=inputs, targets=batch.targets[here], rows=batch.rows[here])
 
 
 class Worker(Replica):
@@ -230,9 +240,9 @@ class Worker(Replica):
         """
         learner, parts = self.learner, self.job.accumulate if self.learner.model.training else 1
         for number in range(parts):
-            here = batch.rows % parts == number if parts > 1 else slice(None)
+            part = dealt(batch, number, parts)
             learner.last_part = self.reducer.last_part = to_step and number == parts - 1
-            learner.batch, learner.rows = (batch.inputs[here], batch.targets[here]), batch.rows[here]
+            learner.batch, learner.rows = (part.inputs, part.targets), part.rows
             learner.one_batch()
 
     @torch.no_grad()

@@ -1,9 +1,12 @@
-"The machine's memory, and how a process has what it frees stay with it, so that the next step finds it ready."
+"Memory: what a process frees stays with it, for the next step; what it sends to a GPU is not waited for."
 
 from __future__ import annotations
 
 import ctypes
 import os
+
+import torch
+from torch import Tensor
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's numbers for mallopt
 NEVER = 2**31 - 1  # bytes that lie free before any go back
@@ -25,3 +28,12 @@ def keep_memory() -> None:
 def memory_size() -> int:
     "Bytes of this machine's memory."
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, which is on the CPU, on `device`; nobody waits for it.
+
+    A GPU copies by itself from page-locked memory alone. torch keeps such memory for the next one, as soon as the copy
+    from it is done.
+    """
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -85,6 +85,13 @@ class Optimizer:
         "The parameters of all groups."
         return [p for group, _ in self.groups for p in group]
 
+    @property
+    def grads(self) -> list[Tensor]:
+        "All gradients, of whole spans where there are some, for what works in place and element by element."
+        if self._fits():
+            return [span.grad for span in self.spans]
+        return [p.grad for p in self.params if p.grad is not None]
+
     @torch.no_grad()
     def step(self) -> None:
         "Reduce the gradients, let those look that `then` named, and update every parameter that has a gradient."
@@ -117,10 +124,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         "Set the gradients to zero in place: they may be views of a shared buffer."
-        whole = [span.grad for span in self.spans] if self._fits() else [p.grad for p in self.params]
-        for grad in whole:
-            if grad is not None:
-                grad.zero_()
+        for grad in self.grads:
+            grad.zero_()
 
     def set(self, **hypers: Any) -> None:
         "Set hyperparameters, the same for all groups or spread over them; UserError for an unknown one."

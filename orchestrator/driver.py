@@ -242,7 +242,8 @@ def train(
             gang.grow()
         learned = one_pass(plan, gang, tracker, True, here, paces[True], stop)
         with standing_at(Place(epoch, plan.train_batches, learned)):
-            fingerprint(gang, f"after epoch {epoch}")
+            if gang.world_size > 1:
+                fingerprint(gang, f"after epoch {epoch}")
             measured = one_pass(plan, gang, tracker, False, Place(epoch), paces[False], stop)
         step = (epoch + 1) * plan.train_batches - 1
         row = tracker.epoch(epoch, step, plan.hypers(step)["lr"], learned, measured)

@@ -14,10 +14,8 @@ from learner.module import Parameter
 def clip_norm(params: Sequence[Parameter], bound: float) -> Tensor:
     "Scale all gradients in place so that their norm as one vector is at most `bound`; the norm before, a scalar."
     grads = [p.grad for p in params if p.grad is not None]
-    norm = torch.stack([grad.norm() for grad in grads]).norm()
-    scale = (bound / (norm + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        grad.mul_(scale)
+    norm = torch.stack(torch._foreach_norm(grads)).norm()  # a few kernels on a GPU, not one for each
+    torch._foreach_mul_(grads, (bound / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

@@ -32,11 +32,12 @@ class EMA(Callback):
     def after_step(self) -> None:
         "Move the average towards the new weights; integers are copied."
         decay = min(self.decay, (1 + self.global_step) / (10 + self.global_step))
-        for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point():
-                self.average[name].lerp_(tensor, 1 - decay)
-            else:
-                self.average[name].copy_(tensor)
+        state = self.model.state_dict()
+        moving = [name for name, tensor in state.items() if tensor.is_floating_point()]
+        # a few kernels on a GPU, not one for each
+        torch._foreach_lerp_([self.average[name] for name in moving], [state[name] for name in moving], 1 - decay)
+        for name in state.keys() - moving:
+            self.average[name].copy_(state[name])
 
     def before_epoch(self) -> None:
         "Validate with the average."
@@ -55,5 +56,6 @@ class EMA(Callback):
         return self.average
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        "Take over what `state_dict` gave."
-        self.average = {name: tensor.clone() for name, tensor in state.items()}
+        "Take over what `state_dict` gave, laid out as what is here: only alike in memory do they move together."
+        like = {**state, **self.average}
+        self.average = {name: torch.empty_like(like[name]).copy_(tensor) for name, tensor in state.items()}

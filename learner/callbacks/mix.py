@@ -8,6 +8,7 @@ from torch import Tensor
 from learner.data.mix import MixConfig, blend, mix_images, mix_targets, pairs
 from learner.dropout import dropouts, set_keys
 from learner.learner import Callback
+from learner.memory import send
 
 
 class Mix(Callback):
@@ -32,7 +33,7 @@ class Mix(Callback):
         mine, n = self.place or (range(len(y)), len(y))
         own, other = pairs(rows, mine, n)
         drawn = blend(self.seed, self.global_step, n, self.config)[rows[own]]
-        own_there, other_there = own.to(y.device), other.to(y.device)
+        own_there, other_there = send(own, y.device), send(other, y.device)
         images = mix_images(x[own_there], x[other_there], drawn)
         soft = mix_targets(y[own_there], y[other_there], drawn, x.shape[-1], self.n_classes)
         self.learner.batch, self.learner.rows = (images, soft), rows[own]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from learner.errors import UsageError
 from learner.learner import Callback
-from learner.module import Parameter
 from learner.optimizer import SkipStep
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def first_scale(samples: int) -> float:
+    "Where fp16's scale begins if the loss is the sum over so many: a power of 2, so that scaling rounds nothing."
+    return 2.0 ** (16 - (samples - 1).bit_length())
 
 
 class MixedPrecision(Callback):
@@ -20,16 +24,17 @@ class MixedPrecision(Callback):
 
     Small gradients would vanish in fp16, so there the loss is scaled up before backward and the reduced gradients down
     again. If these are not finite, the step is skipped and the scale halved; after `patience` good steps it doubles.
-    Reduced gradients are the same on all devices, and so is this decision.
+    Reduced gradients are the same on all devices, and so is this decision. The first scale is right for a loss that is
+    a mean; for one that is the sum over a batch, pass `first_scale(its samples)`.
     """
 
     order = 10
 
-    def __init__(self, precision: str = "bf16", patience: int = 2000) -> None:
+    def __init__(self, precision: str = "bf16", patience: int = 2000, scale: float = 2.0**16) -> None:
         if precision not in DTYPES:
             raise UsageError(f"precision {precision!r} is unknown; known are fp32, {', '.join(DTYPES)}")
         self.dtype, self.patience = DTYPES[precision], patience
-        self.scale, self.good_steps = (2.0**16 if precision == "fp16" else 1.0), 0
+        self.scale, self.good_steps = (scale if precision == "fp16" else 1.0), 0
         self.context: torch.autocast | None = None
 
     def after_opt(self) -> None:
@@ -57,10 +62,10 @@ class MixedPrecision(Callback):
             self.context.__exit__(None, None, None)
             self.context = None
 
-    def unscale(self, params: Sequence[Parameter]) -> None:
+    def unscale(self, params: object) -> None:
         "Divide gradients by the scale, and adapt it; raises SkipStep if they are not finite."
-        grads = [p.grad for p in params if p.grad is not None]
-        finite = all(bool(grad.isfinite().all()) for grad in grads)
+        grads = self.opt.grads
+        finite = bool(torch.stack([grad.isfinite().all() for grad in grads]).all())  # the one wait for a GPU
         for grad in grads:
             grad.div_(self.scale)
         self.good_steps = self.good_steps + 1 if finite else 0

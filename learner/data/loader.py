@@ -19,6 +19,8 @@ from learner.data.files import Labelled
 from learner.data.images import BadImage, decode
 from learner.errors import UsageError
 
+AHEAD = 16  # batches: a GPU's are in page-locked memory too, and one thread reads each
+
 
 class Items(Protocol):
     "What a loader draws from: a length, and samples by number."
@@ -101,9 +103,9 @@ class DataLoader:
 
     Threads, because Pillow and torch leave the interpreter's lock while they work: no copy of the dataset, no pickling,
     nothing left behind when the process dies, and an error arrives as it was raised. `n_workers=0` loads in the caller
-    (for the debugger); None takes one thread a core. `n_workers + 2` batches are kept ready. Batches that `at_hand`, by
-    their sample numbers, says are no work are collated in the caller when their turn comes: on a CPU that trains too,
-    it costs several times as much to hand a batch from thread to thread as to gather it.
+    (for the debugger); None takes one thread a core. `n_workers + 2` batches are kept ready, up to `AHEAD`. Batches
+    that `at_hand`, by their sample numbers, says are no work are collated in the caller when their turn comes: on a CPU
+    that trains too, it costs several times as much to hand a batch from thread to thread as to gather it.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class DataLoader:
         try:
             for indices in batches:
                 ahead.append((indices, self._begin(indices)))
-                if len(ahead) > self.n_workers + 2:
+                if len(ahead) > min(self.n_workers + 2, AHEAD):
                     yield self._finish(*ahead.popleft())
             while ahead:
                 yield self._finish(*ahead.popleft())

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from learner.data.augment import Augment, draws
 from learner.errors import UsageError
+from learner.memory import send
 
 AUGMENTS = ("none", "crop", "full")
 FLIP, AREA, RATIO, LEFT, TOP, ZOOM, TILT_X, TILT_Y, TURN, BRIGHTNESS, CONTRAST = range(11)
@@ -103,10 +104,8 @@ class Warp:
         if rows is None:
             rows = torch.arange(n)
         random = draws(self.seed, step, int(rows.max()) + 1 if n else 0, COLUMNS)[rows].double()
-        maps = homographies(random, self.config, width / height).to(x.device, non_blocking=True)
-        tables = light_tables(random, self.config) if self.config.max_lighting else None
-        if tables is not None:
-            tables = tables.to(x.device, non_blocking=True)
+        maps = send(homographies(random, self.config, width / height), x.device)
+        tables = send(light_tables(random, self.config), x.device) if self.config.max_lighting else None
         widest = self.config.scale[1] ** 0.5 / self.config.min_zoom
         finer = _fineness(widest * min(height, width), self.train_size)
         return render(x, maps, tables, self.train_size, finer, affine=not self.config.max_warp)
@@ -115,8 +114,10 @@ class Warp:
         if not self.config.valid_crop:
             return self._cut(x, False, 0)
         side = self.config.valid_crop
-        maps = torch.tensor([side, side, 1.0], device=x.device).diag().expand(len(x), 3, 3)
-        return render(x, maps, None, self.size, _fineness(side * min(x.shape[1:3]), self.size), affine=True)
+        maps = torch.eye(3, device=x.device)  # made there: a copy would be waited for
+        maps[:2] *= side
+        finer = _fineness(side * min(x.shape[1:3]), self.size)
+        return render(x, maps.expand(len(x), 3, 3), None, self.size, finer, affine=True)
 
 
 def _fineness(pixels: float, size: int) -> int:

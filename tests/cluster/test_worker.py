@@ -9,9 +9,9 @@ import torch
 
 from cluster.comms import Solo
 from cluster.messages import Chunk, Job
-from cluster.worker import Worker, refuse_bad
+from cluster.worker import Worker, dealt, refuse_bad
 from learner.data.files import Labelled
-from learner.data.loader import Dataset, collate_readable, epoch_order
+from learner.data.loader import Dataset, Readable, collate_readable, epoch_order
 from learner.errors import UserError
 
 LR = {"lr": 0.05}
@@ -141,6 +141,26 @@ def test_a_batch_without_one_readable_image_is_no_step(worker: Make, job: Job) -
     assert (report.counts, report.batches["loss"], len(report.bad_images)) == ([0, 0], [0.0, 0.0], 16)
     for name, tensor in before.items():
         np.testing.assert_array_equal(one.state()[name], tensor, err_msg=name)
+
+
+def test_the_first_scale_of_fp16_is_for_a_sum_over_the_batch(worker: Make, job: Job) -> None:
+    one = worker(replace(job, precision="fp16", batch_size=24))
+    before = one.fingerprint()
+    one.run(Chunk(True, 0, 0, 0, (LR,)))
+    assert one.learner.loss_scale == 2.0**16 / 32, "not halved: the first step is taken"
+    assert one.fingerprint() != before
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_each_sample_is_dealt_to_one_part_by_its_row(parts: int) -> None:
+    rows = torch.tensor([4, 5, 7, 8, 9])
+    batch = Readable(rows[:, None, None, None].to(torch.uint8), 10 * rows, rows)
+    dealt_out = [dealt(batch, number, parts) for number in range(parts)]
+    assert sorted(row for part in dealt_out for row in part.rows.tolist()) == rows.tolist()
+    for number, part in enumerate(dealt_out):
+        assert (part.rows % parts == number).all()
+        assert part.inputs.flatten().tolist() == part.rows.tolist()
+        assert torch.equal(part.targets, 10 * part.rows)
 
 
 def test_a_chunk_that_came_to_no_end_leaves_nothing_in_the_next_report(worker: Make, job: Job, monkeypatch) -> None:

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from learner.data.files import Labelled, open_split
 from learner.data.images import BadImage, decode
-from learner.data.loader import DataLoader, DataLoaders, Dataset, collate, collate_readable, epoch_order, usable_cores
+from learner.data.loader import (
+    AHEAD,
+    DataLoader,
+    DataLoaders,
+    Dataset,
+    collate,
+    collate_readable,
+    epoch_order,
+    usable_cores,
+)
 from learner.errors import UsageError
 
 seeds = st.integers(0, 2**31)
@@ -235,6 +244,15 @@ def test_what_cannot_be_read_is_left_out_with_its_reason(tmp_path_factory, bad, 
     assert batch.inputs.shape == (len(rows), 4, 4, 3) and batch.inputs.dtype is torch.uint8
     assert [int(picture[0, 0, 0]) for picture in batch.inputs] == [10 * wanted[row] for row in rows]
     assert batch.bad == tuple((files[i], "the file is empty") for i in wanted if i in bad)
+
+
+def test_many_threads_read_no_further_ahead_than_memory_is_good_for() -> None:
+    begun: list[int] = []
+    loader = DataLoader(Numbers(1000), 1, n_workers=64, collate=lambda data, wanted: begun.append(wanted[0]))
+    stream = iter(loader)
+    next(stream)
+    loader.close()
+    assert len(begun) <= AHEAD + 1
 
 
 def test_one_thread_a_core_unless_told_otherwise() -> None:

@@ -163,6 +163,32 @@ def test_a_step_whose_gradients_overflow_is_skipped_and_the_scale_halved() -> No
     assert all(p.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(number: int, value: float) -> None:
+    net, scaler = model(dtype=torch.float32), MixedPrecision("fp16")
+
+    class Spoil(Callback):
+        order = 99
+
+        def after_backward(self) -> None:
+            if self.num in (0, 2):  # before the optimizer has laid all side by side, and after
+                net.parameters()[number].grad.view(-1)[-1] = value
+
+    fit(net, batches([8] * 4, torch.float32), epochs=1, cbs=[scaler, Spoil()])
+    assert (scaler.scale, scaler.good_steps) == (2.0**14, 1)
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_an_average_that_was_loaded_lies_in_memory_as_the_weights_do() -> None:
+    average = EMA(0.8)
+    average.average = {"weight": torch.zeros(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)}
+    given = torch.rand(4, 3, 2, 2)
+    average.load_state_dict({"weight": given})
+    assert torch.equal(average.average["weight"], given)
+    assert average.average["weight"].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_one_cycle_gives_each_group_its_own_peak() -> None:
     net, cycle = model(), OneCycle(slice(1e-3, 1e-1))
     seen = []

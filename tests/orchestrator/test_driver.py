@@ -174,6 +174,13 @@ def test_replicas_that_differ_end_the_run() -> None:
     assert fingerprint(FakeGang(PLAN), "now") == "aa"  # type: ignore[arg-type]
 
 
+def test_one_worker_has_none_to_differ_from() -> None:
+    gang, tracker = FakeGang(PLAN, prints=()), FakeTracker()
+    gang.world_size = 1
+    train(PLAN, gang, tracker)  # type: ignore[arg-type]
+    assert len(tracker.rows) == PLAN.epochs
+
+
 def test_workers_that_fail_for_good_between_passes_leave_the_run_where_it_stands() -> None:
     def fail(*_: object) -> bool:
         raise WorkersFailed([Failure(1, "host", 7, "died", "gone")])
