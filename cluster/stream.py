@@ -16,7 +16,7 @@ from learner.data.feed import make_feed
 from learner.data.loader import DataLoader, Dataset, Readable, epoch_order
 from learner.data.mix import needed
 from learner.data.store import Store, StoredDataset
-from learner.memory import memory_size
+from learner.memory import memory_size, send
 
 
 class LocalBatches:
@@ -85,3 +85,20 @@ class LocalBatches:
         "End the loaders' threads."
         for loader in self.loaders.values():
             loader.close()
+
+
+def own_bad(batch: Readable, part: LocalPart) -> list[tuple[str, str]]:
+    "The unreadable files among a rank's own samples; the others it loads are another rank's to report."
+    if not batch.bad:
+        return []
+    own = int((batch.rows < part.mine.stop).logical_and(batch.rows >= part.mine.start).sum())
+    return list(batch.bad[: len(part.mine) - own])
+
+
+def dealt(batch: Readable, number: int, parts: int) -> Readable:
+    "What of a batch is in that one of `parts`, to which rows are dealt in turn."
+    if parts == 1:
+        return batch
+    here = (batch.rows % parts == number).nonzero().squeeze(1)  # a GPU would have to be waited for to count them
+    inputs = batch.inputs.index_select(0, send(here, batch.inputs.device))
+    return replace(batch, inputs=inputs, targets=batch.targets[here], rows=batch.rows[here])

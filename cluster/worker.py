@@ -17,7 +17,7 @@ from cluster.rank_learner import NAMES, RankLearner, RankResults
 from cluster.reducer import GradientSum
 from cluster.replica import Replica
 from cluster.shards import LocalPart, n_batches
-from cluster.stream import LocalBatches
+from cluster.stream import LocalBatches, dealt, own_bad
 from learner.batchnorm import BatchNorm
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
@@ -34,7 +34,6 @@ from learner.errors import UserError
 from learner.groups import body_and_head, no_decay_groups, one_group, plain_groups
 from learner.learner import Callback, Learner
 from learner.lsuv import lsuv
-from learner.memory import send
 from learner.models import build
 from learner.module import Module
 from learner.optim import make_optimizer
@@ -66,23 +65,6 @@ def callbacks(job: Job, device: torch.device) -> list[Callback]:
     if job.activations:
         chosen.append(ActivationStats(every=n_batches(len(job.train), job.batch_size)))
     return chosen
-
-
-def own_bad(batch: Readable, part: LocalPart) -> list[tuple[str, str]]:
-    "The unreadable files among a rank's own samples; the others it loads are another rank's to report."
-    if not batch.bad:
-        return []
-    own = int((batch.rows < part.mine.stop).logical_and(batch.rows >= part.mine.start).sum())
-    return list(batch.bad[: len(part.mine) - own])
-
-
-def dealt(batch: Readable, number: int, parts: int) -> Readable:
-    "What of a batch is in that one of `parts`, to which rows are dealt in turn."
-    if parts == 1:
-        return batch
-    here = (batch.rows % parts == number).nonzero().squeeze(1)  # a GPU would have to be waited for to count them
-    inputs = batch.inputs.index_select(0, send(here, batch.inputs.device))
-    return replace(batch, inputs=inputs, targets=batch.targets[here], rows=batch.rows[here])
 
 
 class Worker(Replica):

@@ -9,7 +9,8 @@ import torch
 
 from cluster.comms import Solo
 from cluster.messages import Chunk, Job
-from cluster.worker import Worker, dealt, refuse_bad
+from cluster.stream import dealt
+from cluster.worker import Worker, refuse_bad
 from learner.data.files import Labelled
 from learner.data.loader import Dataset, Readable, collate_readable, epoch_order
 from learner.errors import UserError
