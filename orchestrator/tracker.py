@@ -147,9 +147,9 @@ class Tracker:
                 self.board.add("scalar", f"activations_{key}/{name}", getattr(stats, key).item(), step)
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
-        "Put a picture into TensorBoard."
-        self.board.add("image", tag, pixels(figure), step, dataformats="HWC")
-        self.board.flush()
+        "Put a picture into TensorBoard. Raises OSError: a disk that is full by the first step is not for a run."
+        self.board.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
+        self.board.writer.flush()
 
     def text(self, tag: str, text: str) -> None:
         "Put Markdown into TensorBoard."
