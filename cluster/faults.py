@@ -15,6 +15,7 @@ from learner.errors import UserError
 
 PATIENCE = 10.0  # a rank that says nothing for so long is gone: its pulse comes five times a second
 ABSENCE = 2.0  # ... on another machine: it is down, or can't be reached, and no connection says so
+JUST_NOW = 0.5  # a rank that has spoken so lately is there
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
 REFUSED = ("peer", "nan", "user")  # kinds of failures after which a rank holds what it held before the step
@@ -131,9 +132,12 @@ def hung(
 def deadlocked(lives: Mapping[int, Life], limit: float) -> bool:
     """Whether all that are being waited for wait for each other, beyond `limit` seconds.
 
-    Nobody can tell who is to blame, but the group can be called off: that frees those that do wait.
+    Nobody can tell who is to blame, but the group can be called off: that frees those that do wait. A rank that has not
+    spoken just now may be the one: `hung` will tell.
     """
-    return all(life.sign.doing == "communication" and life.still > limit for life in lives.values())
+    return all(
+        life.sign.doing == "communication" and life.still > limit and life.silent < JUST_NOW for life in lives.values()
+    )
 
 
 def doing(life: Life) -> str:

@@ -165,6 +165,7 @@ def test_who_is_to_blame_for_a_standstill(lives: dict[int, Life], ended: list[in
         ({0: life("communication", still=31, step=4), 1: life("communication", still=31)}, True),
         ({0: life("communication", still=31), 1: life("communication", still=29)}, False),
         ({0: life("communication", still=31), 1: life("computing", still=31)}, False),
+        ({0: life("communication", still=31), 1: life("communication", still=31, silent=0.7)}, False),
     ],
 )
 def test_where_all_wait_for_each_other_nobody_is_to_blame(lives: dict[int, Life], all_wait: bool) -> None:
