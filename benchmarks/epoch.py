@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from benchmarks.accuracy import DATA, read_history
 from benchmarks.driver import Coordinated
 from benchmarks.peers.common import BATCH, LR, MARK, WORKERS
-from benchmarks.ranks import Ranks
+from benchmarks.ranks import Ranks, barrier
 from benchmarks.timing import shown
 from cluster.comms import Group
 from cluster.ray_gang import RayGang, Workers
@@ -114,7 +114,7 @@ def compute(group: Group, size: int, kept: bool) -> Callable[[], float]:
         batches.append((torch.randn(n, size, size, 3).permute(0, 3, 1, 2), torch.randint(10, (n,))))
 
     def epoch() -> float:
-        group.barrier()
+        barrier(group)
         started = time.perf_counter()
         for x, y in batches:
             reducer.weight.fill_(len(x))

@@ -57,6 +57,11 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
         ranks.close()
 
 
+def barrier(group: Group) -> None:
+    "Return once every rank is here."
+    group.sum_(torch.zeros(1))
+
+
 def _member(rank: int, meeting: Meeting, asked: list[Any], results: Any, make: Any, args: Any) -> None:
     torch.set_num_threads(1)
     group = Group(rank, len(asked), meeting, "gloo")
@@ -69,5 +74,5 @@ def _member(rank: int, meeting: Meeting, asked: list[Any], results: Any, make: A
     except Exception as error:
         results.put(error)
         raise
-    group.barrier()
+    barrier(group)
     group.close()

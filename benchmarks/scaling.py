@@ -10,12 +10,13 @@ all-reduce of S bytes over N ranks in a ring moves 2 (N - 1) / N * S bytes throu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.ranks import run_ranks
+from benchmarks.ranks import barrier, run_ranks
 from benchmarks.timing import interleaved
 from cluster.comms import Group, Solo
 from cluster.reducer import BUCKET, GradientSum
@@ -92,7 +93,7 @@ def measured(group: Group) -> Parts:
 
     actions = {"step": step, "compute": backward_too, "forward": forward, "update": update,
                "exchange": lambda: group.sum_(message)}  # fmt: skip
-    seconds = {name: median(times) for name, times in interleaved(actions, ROUNDS, group.barrier).items()}
+    seconds = {name: median(times) for name, times in interleaved(actions, ROUNDS, partial(barrier, group)).items()}
     forward_seconds = seconds.pop("forward")
     return Parts(backward=seconds["compute"] - forward_seconds, **seconds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import torch_models
-from benchmarks.ranks import run_ranks
+from benchmarks.ranks import barrier, run_ranks
 from benchmarks.timing import interleaved, quotients, shown
 from cluster.comms import Comm, Group, Solo
 from cluster.reducer import GradientSum
@@ -78,7 +79,9 @@ def contest(group: Group, arch: str, size: int, n: int, steps: int, rounds: int)
         f"{DDP}, gradient_as_bucket_view": theirs(arch, x, y, gradient_as_bucket_view=True),
         "ours without exchange": ours(arch, x, y, Solo()),
     }
-    return interleaved({name: repeated(step, steps) for name, step in alternatives.items()}, rounds, group.barrier)
+    return interleaved(
+        {name: repeated(step, steps) for name, step in alternatives.items()}, rounds, partial(barrier, group)
+    )
 
 
 def run() -> str:
