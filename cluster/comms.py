@@ -89,10 +89,9 @@ class Group:
         self.rank, self.world_size, self.seconds, self.waiting = rank, world_size, 0.0, False
         self.name, self._started, self._lines = meeting.group, list[Any](), list[socket.socket]()
         if interface := interface_to(meeting.host):
-            for library in (
-                ("GLOO", "NCCL") if interface == "lo" else ("GLOO",)
-            ):  # NCCL knows networks, and uses several
-                os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if interface == "lo":  # NCCL knows networks, and uses several; but here nobody is to listen on one
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
         store = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=TIMEOUT)
         self._store = named = dist.PrefixStore(meeting.group, store)
         named.set(f"here/{rank}", "")
@@ -162,12 +161,14 @@ class NcclGroup(Group):
     before, and whoever has waited for a sum looks there behind it: if nobody had given up by then, the sum is whole.
     """
 
+    _ranks: dist.ProcessGroup | None = None  # torch's object of this group: a later one is no business of ours
+    _aborting: Thread | None = None
+
     def __init__(self, rank: int, world_size: int, meeting: Meeting, backend: str = "nccl") -> None:
         for name, value in ON_ERRORS.items():
             os.environ.setdefault(name, value)
         super().__init__(rank, world_size, meeting, backend)
-        self.waiting, self._aborting = False, list[Thread]()
-        self._ranks = dist.group.WORLD  # of this group: a later one is no business of ours
+        self.waiting, self._ranks = False, dist.group.WORLD
 
     def finish(self) -> None:
         "See Comm. The time that counts is what the GPU has waited, its own work done, not the process for both."
@@ -191,9 +192,9 @@ class NcclGroup(Group):
 
     def let_go(self) -> None:
         "See Group; also where this rank seems to wait for nothing but its GPU. In a thread, since it takes its time."
-        if (ranks := self._ranks) and not self._aborting:
-            self._aborting.append(Thread(target=ranks.abort, name="abort", daemon=True))
-            self._aborting[0].start()
+        if self._aborting is None and (ranks := self._ranks) is not None:
+            self._aborting = Thread(target=ranks.abort, name="abort", daemon=True)
+            self._aborting.start()
 
     def _end(self) -> None:
         with suppress(RuntimeError):  # without a driver, nobody will go on
@@ -203,8 +204,8 @@ class NcclGroup(Group):
 
     def _abort_all(self) -> None:
         self._ranks = None
-        for abort in self._aborting:
-            abort.join()
+        if self._aborting is not None:
+            self._aborting.join()
         dist.distributed_c10d._abort_process_group()  # torch's other end would wait for sums that never come
 
 

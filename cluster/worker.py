@@ -18,7 +18,7 @@ from cluster.reducer import GradientSum
 from cluster.replica import Replica
 from cluster.shards import LocalPart, n_batches
 from cluster.stream import LocalBatches, dealt, own_bad
-from learner.batchnorm import BatchNorm
+from learner.batchnorm import batchnorms
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
 from learner.callbacks.compile import Compile, first_line
@@ -114,9 +114,8 @@ class Worker(Replica):
         "From now on, be the rank of that group that it says; let BatchNorm see the global batch."
         self.comm = self.reducer.comm = comm
         self.data.sit(comm.rank, comm.world_size)
-        for module in self.learner.model.modules():
-            if isinstance(module, BatchNorm) and self.job.sync_batchnorm:
-                module.sum_ = comm.sum_ if comm.world_size > 1 else None
+        for norm in batchnorms(self.learner.model) if self.job.sync_batchnorm else ():
+            norm.sum_ = comm.sum_ if comm.world_size > 1 else None
 
     def run(self, chunk: Chunk) -> Report:
         "Go through the chunk's batches; raises UserError for an image that can't be read, unless the job skips those."

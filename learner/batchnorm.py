@@ -86,10 +86,15 @@ def _alike(rows: Tensor, count: int, number: int) -> Tensor:
     return torch.empty_like(rows)
 
 
+def batchnorms(model: Module) -> list[BatchNorm]:
+    "The BatchNorms of `model`, in their order."
+    return [module for module in model.modules() if isinstance(module, BatchNorm)]
+
+
 @contextmanager
 def unshared(model: Module) -> Iterator[None]:
     "Within it, each BatchNorm of the model sees this device's samples alone."
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    norms = batchnorms(model)
     sums = [norm.sum_ for norm in norms]
     try:
         for norm in norms:

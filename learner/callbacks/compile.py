@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from learner.batchnorm import BatchNorm, unshared
+from learner.batchnorm import batchnorms, unshared
 from learner.dropout import dropouts
 from learner.learner import Callback
 from learner.pieces import in_pieces
@@ -44,7 +44,7 @@ class Compile(Callback):
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         self.modules, self.layers = list(self.model.modules()), dropouts(self.model)
-        self.norms = [module for module in self.modules if isinstance(module, BatchNorm)]
+        self.norms = batchnorms(self.model)
         self.off, self.said, self.plain = False, set[str](), (self.learner.forward, self.learner.loss_func)
         self.shared = False  # whether BatchNorm's batch is spread over several devices
         self._forget()

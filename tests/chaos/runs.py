@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cluster.messages import Chunk, Report
 from cluster.ray_gang import RayGang
+from tests.chaos.injector import KINDS, PHASES, Fault
 
 STEPS = 7  # in an epoch: 53 pictures in batches of 8
 EPOCHS = 2
@@ -18,6 +19,14 @@ class Run:
     valid: list[tuple[float, ...]]
     prints: list[str]
     places: list[int]
+
+
+def fault_of(phase: str, kind: str) -> Fault:
+    "One of that kind in that phase, at a rank and a step that vary from pair to pair."
+    i, j = PHASES.index(phase), KINDS.index(kind)
+    rank = 0 if phase == "checkpoint" else (i + j) % 3
+    step = STEPS if phase in ("validate", "checkpoint") else (2 * i + 3 * j) % (STEPS * EPOCHS)
+    return Fault(rank, step, phase, kind)
 
 
 def chunks(train: bool, epoch: int, length: int) -> Iterator[Chunk]:

@@ -15,7 +15,7 @@ from cluster.faults import Failure, WorkersFailed
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from tests.chaos.injector import DEADLY, KINDS, PHASES, Fault, Plan, file_of
-from tests.chaos.runs import EPOCHS, STEPS, Run, chunks, columns, drive
+from tests.chaos.runs import EPOCHS, STEPS, Run, chunks, columns, drive, fault_of
 
 NO_FILE = "the pictures of a step are read before it, and nowhere else"
 SENSELESS = {
@@ -30,10 +30,8 @@ def cases(kinds: tuple[str, ...], daily: int) -> Iterator[Any]:
     for i, phase in enumerate(PHASES):
         for j, kind in enumerate(KINDS):
             if kind in kinds and (phase, kind) not in SENSELESS:
-                rank = 0 if phase == "checkpoint" else (i + j) % 3
-                step = {"validate": STEPS, "checkpoint": STEPS}.get(phase, (2 * i + 3 * j) % (STEPS * EPOCHS))
                 marks = () if (j - i) % daily in (0, 2) else (pytest.mark.slow,)
-                yield pytest.param(Fault(rank, step, phase, kind), id=f"{phase}-{kind}", marks=marks)
+                yield pytest.param(fault_of(phase, kind), id=f"{phase}-{kind}", marks=marks)
 
 
 def test_every_pair_is_tried_or_makes_no_sense() -> None:
