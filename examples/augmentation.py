@@ -88,7 +88,7 @@ def main(picture: Path = Path("augmented.png"), n: int = 64, side: int = 160, si
     shown["MixUp"] = mixed(shown["validation"], MixConfig(mixup=0.4))
     shown["CutMix"] = mixed(shown["validation"], MixConfig(cutmix=1.0))
     titles = [name for name in shown for _ in range(len(first))]
-    image_grid(torch.cat(list(shown.values())).cpu().numpy(), titles, columns=ROW).savefig(picture)
+    image_grid(torch.cat(list(shown.values())).cpu().numpy(), titles, columns=ROW).save(picture)
 
     print("\n".join(f"{name:<28}{value:.4g}" for name, value in found.items()))
     print(f"look at {picture}")

@@ -82,7 +82,7 @@ def main(picture: Path = Path("batch.png"), n: int = 600, size: int = 32, epochs
         print(summary(block, folder))  # one sample through each step; where a step breaks, it says why
         split = block.open(folder)
         dls = block.loaders(split, batch_size=50)
-        show_batch(next(iter(dls.train)), split.vocab.classes).savefig(picture)
+        show_batch(next(iter(dls.train)), split.vocab.classes).save(picture)
         print(f"look at {picture} before you train")
 
         reached, models = {}, {}

@@ -83,7 +83,7 @@ def fine_tune(model: Module, folder: Path, size: int, epochs: int) -> float:
     confusion = keep.take().confusion(len(classes))
     for pair in most_confused(confusion, 3):
         print(f"{classes[pair.actual]} was taken for {classes[pair.predicted]}: {pair.count} times")
-    confusion_matrix(confusion, classes).savefig("pets.png")
+    confusion_matrix(confusion, classes).save("pets.png")
     print(f"accuracy {reached:.4f}; the confusion matrix is in pets.png")
     return reached
 

@@ -1,11 +1,14 @@
-"The pictures of a run and of what a model made of a dataset, as matplotlib figures, which the first drawn imports."
+"The pictures of a run and of what a model made of a dataset. Charts import matplotlib, the first of them."
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from learner.interpret import Confused
@@ -16,28 +19,38 @@ if TYPE_CHECKING:
 
 NUMBERED = 30  # classes: of more, the cells of a confusion matrix are too small for numbers, and for every name
 BARS = 40
+SIDE = 128  # pixels: smaller images are enlarged
+GAP = 8  # pixels
 PLAIN: dict[str, bool] = {"parse_math": False}  # a class may be called $x^$, which is no formula
 
 
-def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Figure:
+def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Image.Image:
     """Images uint8 (n, h, w, 3), or (n, h, w, 1) in grey, in a grid, each under its title.
 
-    All share their axes, in which an image is as wide as 1: with axes for each, 32 took a second to draw.
+    Without matplotlib, which takes a second to import and draw: in a run, the driver draws it while its workers train.
     """
-    rows = -(-len(images) // columns)
-    head = 0.05 + 0.1 * max((title.count("\n") + 1 for title in titles), default=1)
-    width, height = 1.06, images.shape[1] / images.shape[2] + head
-    figure = _figure(1.5 * width * columns, 1.5 * height * rows, layout=None)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
+    font = _font(11)
+    height, width = (side * -(-SIDE // images.shape[2]) for side in images.shape[1:3])
+    head = 6 + 14 * max((title.count("\n") + 1 for title in titles), default=1)
+    grid = Image.new("RGB", ((width + GAP) * columns, (head + height) * -(-len(images) // columns)), "white")
     for place, (image, title) in enumerate(zip(images, titles, strict=True)):
-        top, left = place // columns * height + head, place % columns * width + 0.03
-        box = left, left + 1, top + height - head, top
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=box)
-        text = drawable(title)  # a class may be called $x^$, which is no formula
-        axes.text(left + 0.5, top - 0.03, text, fontsize=8, ha="center", va="bottom", parse_math=False)
-    axes.set(xlim=(0, width * columns), ylim=(height * rows, 0))
-    return figure
+        cell = Image.new("RGB", (width, head + height), "white")
+        text = drawable(title)
+        ImageDraw.Draw(cell).text((width / 2, 2), text, "black", font, anchor="ma", align="center")
+        shown = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        cell.paste(shown.resize((width, height), Image.Resampling.NEAREST), (0, head))
+        grid.paste(cell, (place % columns * (width + GAP) + GAP // 2, place // columns * (head + height)))
+    return grid
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    "The font that matplotlib brings; Pillow's own has no letters beyond ASCII."
+    spec = find_spec("matplotlib")  # which does not import it
+    folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    try:
+        return ImageFont.truetype(folder / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
+    except OSError:
+        return ImageFont.load_default(size)
 
 
 def drawable(text: str) -> str:
@@ -45,13 +58,13 @@ def drawable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def show_batch(batch: tuple[Tensor, Tensor], classes: Sequence[str], n: int = 32) -> Figure:
+def show_batch(batch: tuple[Tensor, Tensor], classes: Sequence[str], n: int = 32) -> Image.Image:
     "The first `n` pictures of a batch, inputs uint8 (n, h, w, channels) and targets, under the names of their classes."
     inputs, targets = (part[:n].cpu() for part in batch)
     return image_grid(inputs.numpy(), [classes[target] for target in targets.tolist()])
 
 
-def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> Figure:
+def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> Image.Image:
     "How often each class (row) was taken for each (column), coloured by the share of the row."
     n = len(classes)
     side = min(4 + 0.35 * n, 16)
@@ -68,10 +81,10 @@ def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> Figure:
         for (row, column), count in _cells(confusion):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=colour)
-    return figure
+    return _drawn(figure)
 
 
-def confused_pairs(pairs: Sequence[Confused], classes: Sequence[str]) -> Figure:
+def confused_pairs(pairs: Sequence[Confused], classes: Sequence[str]) -> Image.Image:
     "A bar for each pair of classes: how often the first was taken for the second."
     names = [f"{shortened(classes[pair.actual])} taken for {shortened(classes[pair.predicted])}" for pair in pairs]
     figure = _figure(8, 1.5 + 0.25 * len(pairs))
@@ -82,10 +95,10 @@ def confused_pairs(pairs: Sequence[Confused], classes: Sequence[str]) -> Figure:
     axes.set_ylim(max(len(pairs), 1) - 0.4, -0.6)
     axes.set_xlabel("images" if pairs else "no image was taken for another class")
     axes.locator_params(axis="x", integer=True)
-    return figure
+    return _drawn(figure)
 
 
-def class_bars(confusion: Tensor, classes: Sequence[str]) -> Figure:
+def class_bars(confusion: Tensor, classes: Sequence[str]) -> Image.Image:
     "Precision, recall and F1 of each class that occurs, the lowest F1 first; of many classes the lowest alone."
     table = per_class(confusion)
     order = [i for i in table["f1"].argsort(stable=True).tolist() if table["support"][i]][:BARS]
@@ -101,7 +114,7 @@ def class_bars(confusion: Tensor, classes: Sequence[str]) -> Figure:
     cut = f"; of {len(classes)} classes those of the lowest f1" if len(order) == BARS else ""
     axes.set_xlabel(f"in brackets: images of the class{cut}")
     axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    return figure
+    return _drawn(figure)
 
 
 def shortened(name: str, length: int = 24) -> str:
@@ -115,7 +128,9 @@ def _cells(confusion: Tensor) -> list[tuple[tuple[int, int], int]]:
     return [((row, column), int(confusion[row, column])) for row, column in confusion.nonzero().tolist()]
 
 
-def lr_curve(lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float) -> Figure:
+def lr_curve(
+    lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float
+) -> Image.Image:
     "Loss against learning rate, raw and smoothed, with the suggested rate marked."
     figure = _figure(7, 4)
     axes = figure.add_subplot()
@@ -127,10 +142,18 @@ def lr_curve(lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[f
         xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - 0.1 * (high - low), low + 2 * (high - low))
     )
     axes.legend()
-    return figure
+    return _drawn(figure)
 
 
-def _figure(width: float, height: float, layout: Literal["tight"] | None = "tight") -> Figure:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout=layout)
+    return Figure(figsize=(width, height), dpi=120, layout="tight")
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

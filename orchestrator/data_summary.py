@@ -32,7 +32,7 @@ def run(config: Config) -> Path:
         raise UsageError(": ".join(walk.broken))
     file = Path(config.runs).expanduser() / f"{Path(root).resolve().name}-batch.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    show_batch((images.inputs, images.targets), split.vocab.classes).savefig(file, dpi=100)
+    show_batch((images.inputs, images.targets), split.vocab.classes).save(file)
     print(f"\npictures of the first batch with their labels: {file}")
     return file
 

@@ -23,7 +23,7 @@ def run(config: Config) -> dict[str, float | None]:
         best, found = suggestion(test), suggest(test)
         session.show_range_test(test, best)
         folder = session.folder.path
-    lr_curve(test.lrs, test.losses, test.smoothed, best).savefig(folder / "lr_finder.png", dpi=120)
+    lr_curve(test.lrs, test.losses, test.smoothed, best).save(folder / "lr_finder.png")
     with open(folder / LR_CURVE, "w") as file:
         csv.writer(file).writerows([("lr", "loss", "smoothed"), *zip(test.lrs, test.losses, test.smoothed)])
     for name, rate in found.items():

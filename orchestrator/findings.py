@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL.Image import Image
 from torch import Tensor
 
 from learner.data.files import Labelled
@@ -17,15 +17,12 @@ from learner.interpret import Confused, Outcomes, most_confused
 from learner.metrics import per_class
 from orchestrator.examine import Examined
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Row = Sequence[str]
 
 LEGIBLE = 160  # pixels: people see more than the model does in its small pictures
 
 
-def figures(examined: Examined, top: int) -> dict[str, Figure]:
+def pictures(examined: Examined, top: int) -> dict[str, Image]:
     "The confusion matrix, the `top` most confused pairs, the images with the `top` largest losses, and the classes."
     classes, confusion = examined.run.classes, examined.confusion
     return {
@@ -47,7 +44,7 @@ def tables(examined: Examined) -> dict[str, list[Row]]:
     }
 
 
-def loss_grid(examined: Examined, worst: Outcomes) -> Figure:
+def loss_grid(examined: Examined, worst: Outcomes) -> Image:
     "Images, squashed to a square as for the model, each under its loss, what was said of it, and what it is."
     files, classes = examined.labelled.files, examined.run.classes
     titles = [

@@ -31,21 +31,21 @@ def run(arguments: dict[str, Any]) -> Path:
     "Measure, then write the pictures and tables; the folder that they are in."
     from learner.interpret import most_confused  # here, since --help needs no torch
     from orchestrator.examine import examine
-    from orchestrator.findings import columns, figures, pair_rows, tables, write_csv
+    from orchestrator.findings import columns, pair_rows, pictures, tables, write_csv
     from orchestrator.summary import tensorboard_command
-    from orchestrator.tracker import add_figures
+    from orchestrator.tracker import add_pictures
 
     examined = examine(arguments, FOLDER)
-    folder, pictures = examined.run.path / FOLDER, figures(examined, arguments["top"])
+    folder, shown = examined.run.path / FOLDER, pictures(examined, arguments["top"])
     for name, rows in tables(examined).items():
         write_csv(folder / f"{name}.csv", rows)
-    for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
-    add_figures(examined.run.path, {f"{FOLDER}/{name}": figure for name, figure in pictures.items()})
+    for name, picture in shown.items():
+        picture.save(folder / f"{name}.png")
+    add_pictures(examined.run.path, {f"{FOLDER}/{name}": picture for name, picture in shown.items()})
     print(f"accuracy {examined.outcomes.rates()['accuracy']:.6f}; most often confused:\n")
     print(columns(pair_rows(examined.run.classes, most_confused(examined.confusion, 10))))
     examined.mention_bad()
-    print(f"\nin {folder}: {', '.join(f'{name}.png and .csv' for name in pictures)}")
+    print(f"\nin {folder}: {', '.join(f'{name}.png and .csv' for name in shown)}")
     print(f"look at it: {tensorboard_command()} --logdir {examined.run.path}")
     return folder
 

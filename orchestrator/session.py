@@ -66,7 +66,7 @@ class Session:
         images, targets = self.gang.call_first("samples", n)
         if len(images):
             titles = [self.split.vocab.classes[target] for target in targets]
-            self.tracker.at_leisure.append(lambda: self.tracker.figure("train/samples", image_grid(images, titles)))
+            self.tracker.at_leisure.append(lambda: self.tracker.picture("train/samples", image_grid(images, titles)))
 
     def range_test(self) -> RangeTest:
         "The learning-rate range test across the gang, under a bar."
@@ -77,7 +77,7 @@ class Session:
 
     def show_range_test(self, test: RangeTest, suggestion: float) -> None:
         "Put the LR finder's curve into TensorBoard."
-        self.tracker.figure("lr_finder", lr_curve(test.lrs, test.losses, test.smoothed, suggestion))
+        self.tracker.picture("lr_finder", lr_curve(test.lrs, test.losses, test.smoothed, suggestion))
 
     def save_model(self) -> None:
         "Write the model and what prediction needs to know of it."

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
@@ -21,10 +22,8 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.tally import Tally, layer_sums
 from orchestrator.terminal import Terminal
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 METRIC = accuracy.__name__
+AMPLE = 0.2  # seconds of a chunk: the next one, which is under way by then, lasts about as long
 QUEUE = 1000  # events, a chunk's steps: with TensorBoard's own 10 the driver waits for its thread at each further one
 COLUMNS = ("epoch", "train_loss", "valid_loss", METRIC, "images/s", "time")
 
@@ -43,7 +42,7 @@ class Tracker:
         self.notes: set[str] = set()
         self.batches = self.faults = 0
         self.phases: Phases | None = None  # until the first step is done
-        self.at_leisure: list[Callable[[], object]] = []  # what then is still to be done, while the workers go on
+        self.at_leisure: list[Callable[[], object]] = []  # what is still to be done, while the workers go on
 
     def start(self, total_batches: int, done: int = 0) -> None:
         "Begin the table, and a bar of all training and validation batches, of which some may be done."
@@ -61,9 +60,9 @@ class Tracker:
                     chunk.step + number,
                     {"train/loss": loss, "train/momentum": 0.0} | {f"train/{k}": v for k, v in hypers.items()},
                 )
+            if self.phases is None and reports[0].seconds["total"] >= AMPLE:
+                self._catch_up()
             self._note_start()
-            while self.at_leisure:
-                self.at_leisure.pop(0)()
         for step, layers in layer_sums(reports).items():
             self._activations(step, layers)
         self.batches += len(chunk.hypers)
@@ -72,6 +71,10 @@ class Tracker:
         for note in (note for report in reports for note in report.notes if note not in self.notes):
             self.notes.add(note)
             self.terminal.write(f"note: {note}")
+
+    def _catch_up(self) -> None:
+        while self.at_leisure:
+            self.at_leisure.pop(0)()
 
     def _note_start(self) -> None:
         if self.phases is not None:
@@ -90,6 +93,7 @@ class Tracker:
 
     def epoch(self, epoch: int, step: int, lr: float, train: Tally, valid: Tally) -> dict[str, Any]:
         "Write the epoch's row everywhere, and return it."
+        self._catch_up()
         learned, measured = train.means(), valid.means()
         row = {
             "epoch": epoch,
@@ -146,9 +150,9 @@ class Tracker:
             for key in ("mean", "std", "near_zero"):
                 self.board.add("scalar", f"activations_{key}/{name}", getattr(stats, key).item(), step)
 
-    def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
+    def picture(self, tag: str, picture: Image, step: int = 0) -> None:
         "Put a picture into TensorBoard. Raises OSError: a disk that is full by the first step is not for a run."
-        self.board.writer.add_image(tag, pixels(figure), step, dataformats="HWC")
+        self.board.writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
         self.board.writer.flush()
 
     def text(self, tag: str, text: str) -> None:
@@ -235,17 +239,8 @@ def speed(tally: Tally) -> dict[str, float]:
     return scalars | {f"speed/waiting_for_{part}": tally.waiting(part) for part in ("data", "communication")}
 
 
-def add_figures(run: Path, figures: Mapping[str, Figure]) -> None:
+def add_pictures(run: Path, pictures: Mapping[str, Image]) -> None:
     "Put pictures, by their tags, into the TensorBoard of a run that is finished."
     with SummaryWriter(str(run / "tensorboard")) as board:
-        for tag, figure in figures.items():
-            board.add_image(tag, pixels(figure), dataformats="HWC")
-
-
-def pixels(figure: Figure) -> np.ndarray:
-    "A figure as drawn: uint8 (height, width, 3)."
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+        for tag, picture in pictures.items():
+            board.add_image(tag, np.asarray(picture), dataformats="HWC")

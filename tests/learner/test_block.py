@@ -1,6 +1,7 @@
 "DataBlock: each step replaced, state from the training part alone, the walk in words, and a picture of a batch."
 
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from learner.data.normalize import Normalize
 from learner.data.splitters import at_random, where
 from learner.data.walk import describe, summary
 from learner.errors import UsageError
-from learner.figures import show_batch
+from learner.figures import GAP, SIDE, show_batch
 from learner.learner import Callback, Learner
 from learner.losses import cross_entropy
 from learner.models import simple_cnn
@@ -272,14 +273,17 @@ def test_a_batch_is_shown_with_its_labels(image_folder, channels: int) -> None:
     block = DataBlock(item_tfms=(squash(12, channels),))
     split = block.open(image_folder(CLASSES))
     batch = block.first_batch(split, n=9)
-    figure = show_batch(batch, split.vocab.classes, n=6)
-    (axes,) = figure.axes
-    assert [text.get_text() for text in axes.texts] == [split.vocab.classes[i] for i in batch[1][:6]]
-    shown = [np.asarray(image.get_array()).reshape(12, 12, channels) for image in axes.images]
-    places = [tuple(image.get_extent()) for image in axes.images]
-    assert len(set(places)) == 6
-    assert all(axes.viewLim.contains(x, y) for place in places for x in place[:2] for y in place[2:])
-    np.testing.assert_array_equal(np.stack(shown), batch[0][:6].numpy())
+    grid = np.asarray(show_batch(batch, split.vocab.classes, n=6))
+    times = -(-SIDE // 12)
+    cells = [grid[:, place * (12 * times + GAP) + GAP // 2 :][:, : 12 * times] for place in range(8)]
+    titles = [cell[: -12 * times] for cell in cells]
+    for cell, pixels in zip(cells, batch[0][:6].numpy()):
+        shown = cell[-12 * times :].reshape(12, times, 12, times, 3)
+        np.testing.assert_array_equal(shown, np.broadcast_to(pixels[:, None, :, None], shown.shape))
+    for one, other in combinations(range(6), 2):
+        assert (batch[1][one] == batch[1][other]) == np.array_equal(titles[one], titles[other])
+    assert all(title.min() < 128 for title in titles[:6])
+    assert all((cell == 255).all() for cell in cells[6:])
 
 
 def test_the_same_block_splits_alike_wherever_the_folder_lies(pets: Path, tmp_path_factory) -> None:

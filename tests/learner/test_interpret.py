@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch.nn import functional as F
 
 from learner.callbacks.outcomes import KeepOutcomes
@@ -114,7 +113,5 @@ def test_figures_of_few_and_many_classes_with_any_names_can_be_drawn(n) -> None:
     confusion = found.confusion(n)
     pairs = most_confused(confusion, 60) or [Confused(0, 0, 1)]
     bars = [confused_pairs(pairs, classes), confused_pairs([], classes), class_bars(confusion, classes)]
-    for figure in (confusion_matrix(confusion, classes), *bars):
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        assert len(np.unique(np.asarray(canvas.buffer_rgba()))) > 10
+    for picture in (confusion_matrix(confusion, classes), *bars):
+        assert len(np.unique(np.asarray(picture))) > 10

@@ -3,16 +3,18 @@
 import csv
 import math
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.messages import Chunk, Report
 from learner.callbacks.activations import BINS, LIMIT, NEAR, activation_sums
+from orchestrator.phases import Phases
 from orchestrator.run_folder import HISTORY, RunFolder
 from orchestrator.tally import Tally
 from orchestrator.terminal import Terminal
@@ -100,21 +102,33 @@ def test_bad_images_are_named_once(folder: RunFolder, capsys: pytest.CaptureFixt
     assert len(tracker.bad_images) == 2
 
 
-def test_a_figure_is_an_image(folder: RunFolder) -> None:
-    figure = Figure(figsize=(2, 1), dpi=50)
-    figure.set_facecolor("red")
+def test_what_can_wait_is_done_while_workers_have_enough_to_do(folder: RunFolder) -> None:
+    "Not behind the first step, which lasts longer than what is then under way; by the end of the epoch at the latest."
+    done: list[str] = []
     tracker = Tracker(folder, Terminal())
-    tracker.figure("some/figure", figure, 3)
+    tracker.phases = Phases()
+    tracker.at_leisure.append(lambda: done.append("first"))
+    brief = [replace(report, seconds=SECONDS | {"total": 0.05}) for report in reports(True, 2)]
+    for number, (chunk, n) in enumerate([(reports(True, 0), 0), (brief, 0), (reports(True, 4), 1), (brief, 1)]):
+        tracker.chunk(chunk)
+        assert len(done) == n, number
+    tracker.at_leisure.append(lambda: done.append("last"))
+    tally = Tally()
+    tally.add(brief)
+    tracker.epoch(0, 3, 0.1, tally, tally)
+    tracker.close()
+    assert done == ["first", "last"]
+
+
+def test_a_picture_arrives_as_it_is(folder: RunFolder) -> None:
+    tracker = Tracker(folder, Terminal())
+    tracker.picture("some/picture", Image.new("RGB", (100, 50), "red"), 3)
     tracker.close()
     events = EventAccumulator(str(folder.path / "tensorboard"))
     events.Reload()
-    (image,) = events.Images("some/figure")
+    (image,) = events.Images("some/picture")
     assert (image.step, image.width, image.height) == (3, 100, 50)
-    import io
-
-    from PIL import Image
-
-    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB"))
+    pixels = np.asarray(Image.open(BytesIO(image.encoded_image_string)).convert("RGB"))
     assert (pixels == [255, 0, 0]).all()
 
 
