@@ -1,4 +1,4 @@
-"Runs the benchmarks that are named, or all but the long ones, and writes each one's section into RESULTS.md."
+"Runs the benchmarks that are named, or all that time CPUs, and writes each one's section into RESULTS.md."
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 
 NAMES = (
-    "chaos", "decoding", "driver", "epoch", "optimizer", "parameter", "scaling", "shapes", "startup",
-    "step", "store",
+    "chaos", "decoding", "driver", "epoch", "optimizer", "parameter", "scaling", "startup", "step", "store",
 )  # fmt: skip
-LONG = ("accuracy", "gpu", "imagenette")  # an hour, or for a GPU; only when named
+NAMED = ("accuracy", "gpu", "imagenette", "shapes")  # not about speed, an hour long, or for a GPU: only when named
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = (
     "# Results\n\nWritten by `python -m benchmarks [NAME ...]`; each section says on what and when it was measured.\n"
@@ -45,8 +44,8 @@ def write_section(name: str, text: str) -> None:
 
 def main(names: list[str]) -> None:
     "Run a benchmark; of several, each in a process of its own, so that none has to do with another's state or failure."
-    if unknown := set(names) - {*NAMES, *LONG}:
-        sys.exit(f"error: no benchmark is called {min(unknown)}; there are {', '.join(NAMES + LONG)}")
+    if unknown := set(names) - {*NAMES, *NAMED}:
+        sys.exit(f"error: no benchmark is called {min(unknown)}; there are {', '.join(NAMES + NAMED)}")
     if len(names) == 1:
         write_section(names[0], importlib.import_module(f"benchmarks.{names[0]}").run())
         return

@@ -66,7 +66,12 @@ class WatchedGang(RayGang):
         self.marks: dict[str, float] = {}
         super().__init__(*args)
         ask = self.watch.ask_for_stacks
-        self.watch.ask_for_stacks = lambda name: (self.mark("noticed"), ask(name))  # type: ignore[method-assign]
+
+        def noticed(name: str) -> None:
+            self.mark("noticed")
+            ask(name)
+
+        self.watch.ask_for_stacks = noticed  # type: ignore[method-assign]
 
     def mark(self, name: str) -> None:
         "This is when it was, if it was not before."

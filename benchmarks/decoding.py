@@ -51,7 +51,7 @@ def books(files: Sequence[str], size: int) -> None:
 def ours(files: Sequence[str], size: int, simplejpeg: object) -> None:
     "Batches by `decode_all`, with simplejpeg or without."
     out, installed = np.empty((BATCH, size, size, 3), np.uint8), decoder.simplejpeg
-    decoder.simplejpeg = simplejpeg  # type: ignore[assignment]
+    decoder.simplejpeg = simplejpeg
     try:
         for first in range(0, len(files), BATCH):
             decode_all(files[first : first + BATCH], out)

@@ -21,7 +21,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
 
-STEPS, FEWER, ROUNDS, SIZE, MANY = 400, 150, 30, 8, 16
+STEPS, FEWER, ROUNDS, SIZE, MANY = 400, 150, 24, 8, 16
 
 
 def tiny_job(folder: Path, batch_size: int, steps: int = STEPS) -> Job:
@@ -40,8 +40,10 @@ class Coordinated:
     "Epochs through the driver's own loop: chunks, reports, tally, TensorBoard."
 
     def __init__(self, gang: RayGang, job: Job, folder: Path) -> None:
-        n = {"n_train": len(job.train), "n_valid": len(job.valid)}
-        self.plan = Plan(**n, batch_size=job.batch_size, epochs=10_000, schedule="one_cycle", lr=0.01)
+        n_train, n_valid = len(job.train), len(job.valid)
+        self.plan = Plan(
+            n_train=n_train, n_valid=n_valid, batch_size=job.batch_size, epochs=10_000, schedule="one_cycle", lr=0.01
+        )
         self.gang, self.tracker = gang, Tracker(RunFolder.create(folder), Terminal())
         self.pace, self.epoch = Pace(), 0
 

@@ -14,6 +14,7 @@ from learner.groups import Splitter, freeze_to, layer_groups, one_group
 from learner.losses import cross_entropy
 from learner.module import Module
 from learner.optim import SGD, Optimizer
+from learner.optimizer import Rate
 
 
 class CancelBatchException(Exception):
@@ -82,7 +83,7 @@ class Learner:
         model: Module,
         dls: Any,
         loss_func: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-        lr: float = 0.1,
+        lr: Rate = 0.1,
         cbs: Sequence[Callback] = (),
         opt_func: Callable[..., Optimizer] = SGD,
         splitter: Splitter = one_group,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.worker import Report
