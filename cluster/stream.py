@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from learner.data.feed import make_feed
 from learner.data.loader import DataLoader, Dataset, Readable, epoch_order
 from learner.data.mix import needed
 from learner.data.store import Store, StoredDataset
+from learner.errors import UserError
 from learner.memory import memory_size, send
 
 
@@ -31,13 +33,21 @@ class LocalBatches:
     ) -> None:  # fmt: skip
         self.job, self.rank, self.world_size = job, rank, world_size
         n = len(job.train) + len(job.valid)
-        self.store = Store(Path(job.store), n, job.presize, job.channels) if job.store else None
+        self.store = self._open_store(n, tell) if job.store else None
         self.feed = make_feed(torch.device(device), job.on_device, n, job.presize, job.channels, tell)
         in_memory = self.store is not None and self.store.pixels.nbytes < memory_size() / 2
         self.gathers = in_memory and self.feed.device.type == "cpu"  # from a disk, threads had better read ahead
         self.loaders = {train: self._loader(train, threads) for train in (True, False)}
         self._stream: Iterator[tuple[Readable, LocalPart]] = iter(())
         self._next: tuple[bool, int, int] | None = None
+
+    def _open_store(self, n: int, tell: Callable[[str], object]) -> Store | None:
+        "The store of this machine; where there is no room for one, it is told."
+        try:
+            return Store(Path(str(self.job.store)), n, self.job.presize, self.job.channels)
+        except UserError as error:
+            tell(f"host {socket.gethostname()} decodes images in every epoch: {error}")
+            return None
 
     def _loader(self, train: bool, threads: int) -> DataLoader:
         collate = partial(self.feed.collate, first=self._first(train))

@@ -64,6 +64,8 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
     """
     if config.cache == "off":
         return None
+    if not config.cache.strip():
+        raise UsageError("--cache is empty: it must be auto, device, off, or a folder")
     automatic = config.cache in ("auto", "device")
     parent = Path(config.data_dir, "stores").expanduser() if automatic else Path(config.cache).expanduser()
     files = [*split.train.files, *split.valid.files]
@@ -71,16 +73,17 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
     size, name = store_bytes(len(files), *shape), store_name(files, *shape)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        prune(parent, keep=[name])
-        if automatic and not (parent / name).exists() and size > shutil.disk_usage(parent).free / 2:
+        known = (parent / name).exists()
+        prune(parent, room=0 if known else size, keep=[name])
+        if automatic and not known and size > shutil.disk_usage(parent).free / 2:
             raise UserError(f"{size / 2**20:.0f} MiB would take more than half of what is free in {parent}")
-        there = Store(parent / name, len(files), *shape).filled
+        print(f"decoded images are kept: {size / 2**20:.0f} MiB in {parent / name}, ", end="", flush=True)
+        print(f"{Store(parent / name, len(files), *shape).filled} of {len(files)} are there\n")
     except (OSError, UserError) as error:
         if not automatic:
             raise
         print(f"images are decoded in every epoch: {error}", flush=True)
         return None
-    print(f"decoded images are kept: {size / 2**20:.0f} MiB in {parent / name}, {there} of {len(files)} are there\n")
     if config.cache == "device":
         print(f"and in the memory of each worker's device: another {size / 2**20:.0f} MiB\n")
     return str((parent / name).absolute())

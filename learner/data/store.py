@@ -13,8 +13,10 @@ import fcntl
 import hashlib
 import math
 import os
+import re
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +34,9 @@ from learner.errors import UserError
 PIXELS, CHECKSUMS, LOCK = "pixels", "checksums", "lock"
 EMPTY = 0  # the checksum of a row that nobody has filled
 LIMIT = 50 * 2**30  # bytes that all stores of a folder may take together
+OURS = re.compile(r"[0-9a-f]{32}")  # what stores are called: a folder may hold other things, too
+LEFTOVER = re.compile(rf"\.{OURS.pattern}\..+")
+LOOK_AHEAD = 512  # rows
 
 
 def store_name(files: Sequence[str], size: int, channels: int = 3) -> str:
@@ -59,7 +64,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, n: int, size: int, channels: int = 3) -> None:
-        self.folder, shape = folder, (n, size, size, channels)
+        self.folder, shape, self.opened = folder, (n, size, size, channels), time.time_ns()
         try:
             with _locked(folder.parent):
                 _make(folder, {PIXELS: max(1, math.prod(shape)), CHECKSUMS: max(1, 4 * n)})
@@ -78,6 +83,7 @@ class Store:
                 "pass --cache DIR with more room, or --cache off"
             ) from error
         self._trusted = np.zeros(n, bool)
+        self._looked = 0
 
     def get(self, row: int) -> NDArray[np.uint8] | None:
         "The row, or None where it is not there or not sound."
@@ -99,6 +105,15 @@ class Store:
         missing = self.missing(rows)
         np.take(self.pixels, rows, 0, out=out, mode="clip")
         return missing
+
+    def look_ahead(self) -> None:
+        """See whether some more rows are sound, in their order.
+
+        Others have filled most of them: without this, it would take many epochs of ever new samples to know them all.
+        """
+        first = self._looked
+        self._looked = min(first + LOOK_AHEAD, len(self._trusted))
+        self.missing(np.arange(first, self._looked))
 
     def put(self, row: int, pixels: NDArray[np.uint8]) -> None:
         """Fill a row, its checksum last; where the disk refuses it, it is not there.
@@ -122,23 +137,36 @@ def checksum(pixels: NDArray[np.uint8]) -> int:
     return zlib.crc32(np.ascontiguousarray(pixels).data) or EMPTY + 1
 
 
+def changed(file: str) -> int:
+    "When a file was last written or replaced, in ns: not its modification time, which can be set to anything."
+    try:
+        return os.stat(file).st_ctime_ns
+    except OSError:
+        return time.time_ns()
+
+
 class StoredDataset(Dataset):
-    "A Dataset whose pictures are rows of a store from `first` on, decoded when they are not there yet."
+    """A Dataset whose pictures are rows of a store from `first` on, decoded when they are not there yet.
+
+    Those of files that have changed since the store was opened, and so named, are not kept: they may change back.
+    """
 
     def __init__(self, labelled: Labelled, size: int, store: Store, first: int) -> None:
         super().__init__(labelled, size, store.pixels.shape[-1])
-        self.store, self.first = store, first
+        self.store, self.first, self.look_ahead = store, first, False
 
     def pixels(self, i: int) -> NDArray[np.uint8]:
         "The picture of sample `i`; raises BadImage, each time anew."
         row = self.store.get(self.first + i)
         if row is None:
             row = super().pixels(i)
-            self.store.put(self.first + i, row)
+            if changed(self.labelled.files[i]) < self.store.opened:
+                self.store.put(self.first + i, row)
         return row
 
     def at_hand(self, indices: Sequence[int]) -> bool:
-        "Whether all these samples are known to be in the store."
+        "Whether all these samples are known to be in the store; who asks has `read` come to know them all soon."
+        self.look_ahead = True
         return self.store.knows(self._rows(indices))
 
     def _rows(self, indices: Sequence[int]) -> NDArray[np.int64]:
@@ -149,11 +177,13 @@ class StoredDataset(Dataset):
         rows = self._rows(indices)
         missing = self.store.take(rows, out)
         if not missing:
+            if self.look_ahead:
+                self.store.look_ahead()
             return {}
         fresh = out if len(missing) == len(out) else np.empty((len(missing), *out.shape[1:]), np.uint8)
         bad = super().read([indices[place] for place in missing], fresh)
         for number, place in enumerate(missing):
-            if number not in bad:
+            if number not in bad and changed(self.labelled.files[indices[place]]) < self.store.opened:
                 self.store.put(int(rows[place]), fresh[number])
         if fresh is not out:
             out[missing] = fresh
@@ -190,24 +220,33 @@ def _make(folder: Path, files: dict[str, int]) -> None:
         raise
 
 
-def prune(folder: Path, limit: int = LIMIT, keep: Iterable[str] = ()) -> list[str]:
-    """Remove the least recently used stores until the others fit into `limit` bytes; the names of those removed.
+def prune(folder: Path, room: int = 0, limit: int = LIMIT, keep: Iterable[str] = ()) -> list[str]:
+    """Remove the least recently used stores until `room` bytes more fit: with the others into `limit`, and twice into
+    what the disk has left. The names of those removed.
 
-    A store that any process has open stays, and so do those in `keep`; what a killed creation left goes.
+    A store that any process has open stays, and so do those in `keep`; what a killed creation left goes. Whatever else
+    is in that folder is none of ours.
     """
     removed: list[str] = []
     with _locked(folder):
-        entries = [entry for entry in folder.iterdir() if entry.is_dir()]
-        for leftover in (entry for entry in entries if entry.name.startswith(".")):
+        entries = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+        for leftover in (entry for entry in entries if LEFTOVER.fullmatch(entry.name)):
             shutil.rmtree(leftover, ignore_errors=True)
-        stores = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.stat().st_mtime)
-        total = sum(_size(store) for store in stores)
-        for store in stores:
-            if total > limit and store.name not in set(keep) and not _in_use(store):
-                total -= _size(store)
+        stores = sorted(filter(_is_store, entries), key=lambda entry: entry.stat().st_mtime)
+        sizes, free = {store: _size(store) for store in stores}, shutil.disk_usage(folder).free
+        idle = [store for store in stores if store.name not in set(keep) and not _in_use(store)]
+        if 2 * room > free + sum(sizes[store] for store in idle):
+            room = 0  # to remove them would not help
+        for store in idle:
+            if sum(sizes.values()) + room > limit or (room and 2 * room > free):
+                free += sizes.pop(store)
                 shutil.rmtree(store)
                 removed.append(store.name)
     return removed
+
+
+def _is_store(folder: Path) -> bool:
+    return bool(OURS.fullmatch(folder.name)) and {file.name for file in folder.iterdir()} <= {PIXELS, CHECKSUMS, LOCK}
 
 
 def _size(store: Path) -> int:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,7 +16,7 @@ from PIL import Image
 from learner.data.decoder import decode_all
 from learner.data.files import Labelled
 from learner.data.images import BadImage, decode
-from learner.data.store import Store, StoredDataset, checksum, prune, store_bytes, store_name
+from learner.data.store import EMPTY, Store, StoredDataset, changed, checksum, prune, store_bytes, store_name
 from learner.errors import UserError
 
 SIZE = 12
@@ -59,8 +60,9 @@ def test_at_hand_is_what_was_decoded_or_seen_to_be_sound(labelled, tmp_path) -> 
     assert dataset.at_hand([4, 3]) and not dataset.at_hand([3, 5])
     again = open_all(labelled, tmp_path)
     assert not again.at_hand([3])
+    again.store.checksums[4] += 1
     again.read([3, 5], out)
-    assert again.at_hand([3, 5])
+    assert again.at_hand([3, 5]) and not again.at_hand([4])
     truth = np.empty_like(out)
     decode_all([labelled.files[3], labelled.files[5]], truth)
     np.testing.assert_array_equal(out, truth)
@@ -181,16 +183,85 @@ def test_a_store_whose_files_were_cut_is_made_anew(labelled, tmp_path, harm) -> 
     assert_right(dataset)
 
 
-def test_pruning_removes_the_least_recently_used_but_none_in_use(tmp_path) -> None:
-    one_size = store_bytes(9, SIZE)
+NAMES = {name: f"{number:032x}" for number, name in enumerate(["old", "middle", "young"])}
+
+
+@pytest.fixture
+def three(tmp_path) -> dict[str, Store]:
+    "Stores of one size, one used after the other."
     stores = {}
-    for age, name in enumerate(["old", "middle", "young"]):
-        stores[name] = Store(tmp_path / name, 9, SIZE)
-        os.utime(tmp_path / name, (time.time() - 1000 + age, time.time() - 1000 + age))
+    for age, (name, folder) in enumerate(NAMES.items()):
+        stores[name] = Store(tmp_path / folder, 9, SIZE)
+        os.utime(tmp_path / folder, (time.time() - 1000 + age, time.time() - 1000 + age))
+    return stores
+
+
+def test_pruning_removes_the_least_recently_used_but_none_in_use(tmp_path, three) -> None:
+    one_size = store_bytes(9, SIZE)
     assert prune(tmp_path, limit=one_size) == []
-    (tmp_path / ".middle.killed").mkdir()
-    del stores["middle"], stores["young"]
-    assert prune(tmp_path, limit=2 * one_size) == ["middle"]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["lock", "old", "young"]
-    assert prune(tmp_path, limit=0, keep=["young"]) == []
-    assert stores["old"].filled == 0
+    (tmp_path / f".{NAMES['middle']}.killed").mkdir()
+    del three["middle"], three["young"]
+    assert prune(tmp_path, limit=2 * one_size) == [NAMES["middle"]]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [NAMES["old"], NAMES["young"], "lock"]
+    assert prune(tmp_path, limit=0, keep=[NAMES["young"]]) == []
+    assert three["old"].filled == 0
+
+
+def test_pruning_makes_room_for_a_new_store(tmp_path, three, monkeypatch) -> None:
+    one_size = store_bytes(9, SIZE)
+    three.clear()
+    assert prune(tmp_path, room=one_size, limit=3 * one_size) == [NAMES["old"]]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=one_size))
+    assert prune(tmp_path, room=2 * one_size) == [], "to remove both would not be enough"
+    assert prune(tmp_path, room=one_size) == [NAMES["middle"]]
+
+
+def test_pruning_touches_nothing_but_stores(tmp_path) -> None:
+    "Somebody may say --cache ~ or --cache . of a repository."
+    kept = [
+        ".git/config",
+        ".ssh/key",
+        "photos/a.jpg",
+        f"{'a' * 32}/thesis.tex",
+        f".{'a' * 31}.b/c",
+        f"{'g' * 32}/pixels",
+    ]
+    for name in kept:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    (tmp_path / ("b" * 32)).symlink_to(tmp_path / "photos")
+    assert prune(tmp_path, room=2**60, limit=0) == []
+    assert all((tmp_path / name).read_text() == name for name in kept)
+
+
+def test_a_file_that_changes_under_way_is_not_kept(labelled, tmp_path) -> None:
+    "Not even if it looks as before: it may be put back, and the store's name would be the same."
+    dataset = open_all(labelled, tmp_path)
+    file = Path(labelled.files[2])
+    status, before = file.stat(), file.read_bytes()
+    Image.new("RGB", (30, 20), "red").save(file)
+    file.write_bytes(file.read_bytes().ljust(len(before), b"\0"))
+    times = status.st_atime_ns, status.st_mtime_ns
+    os.utime(file, ns=times)
+    while changed(str(file)) < dataset.store.opened:  # file systems have coarse clocks
+        os.utime(file, ns=times)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    dataset.read([2, 3], np.empty((2, SIZE, SIZE, 3), np.uint8))
+    for i in range(9):
+        if i != 3:
+            dataset.pixels(i)
+    assert np.flatnonzero(dataset.store.checksums == EMPTY).tolist() == [2]
+    file.write_bytes(before)
+    os.utime(file, ns=times)
+    np.testing.assert_array_equal(open_all(labelled, tmp_path).pixels(2), decode(str(file), SIZE))
+
+
+def test_what_others_have_filled_is_soon_known(labelled, tmp_path) -> None:
+    assert_right(open_all(labelled, tmp_path))
+    dataset = open_all(labelled, tmp_path)
+    out = np.empty((1, SIZE, SIZE, 3), np.uint8)
+    dataset.read([3], out)
+    assert not dataset.at_hand([5]), "nobody had asked"
+    dataset.read([3], out)
+    assert dataset.at_hand(range(9))

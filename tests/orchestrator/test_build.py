@@ -1,0 +1,60 @@
+"What a configuration comes to before workers start: the store of decoded images."
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster import stream
+from cluster.messages import Job
+from learner.data.files import Split, open_split
+from learner.errors import UsageError, UserError
+from orchestrator.build import make_store
+from orchestrator.config import Config
+
+
+@pytest.fixture
+def split(image_folder) -> Split:
+    return open_split(image_folder({"cat": (6, 2), "dog": (5, 3)}), 42)
+
+
+def test_the_size_is_shown_before_a_store_is_made(split, tmp_path, capsys, monkeypatch) -> None:
+    config, said = Config(data="shapes", size=32, cache=f"{tmp_path}/stores"), []
+    monkeypatch.setattr("orchestrator.build.Store", lambda *_: said.append(capsys.readouterr().out) or pytest.fail())
+    with pytest.raises(pytest.fail.Exception):
+        make_store(config, split)
+    assert said[0].startswith("decoded images are kept: 0 MiB in ")
+    monkeypatch.undo()
+    folder = make_store(config, split)
+    assert f"in {folder}, 0 of 16 are there\n" in capsys.readouterr().out
+    assert folder is not None and Path(folder).parent == tmp_path / "stores"
+    assert make_store(replace(config, cache="off"), split) is None
+
+
+def test_auto_does_without_where_a_store_would_take_more_than_half(split, tmp_path, capsys, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=60_000))
+    config = Config(data="shapes", size=32, data_dir=str(tmp_path))
+    assert make_store(config, split) is None
+    assert "images are decoded in every epoch: 0 MiB would take more than half" in capsys.readouterr().out
+    assert make_store(replace(config, cache=f"{tmp_path}/named"), split), "what was asked for is tried"
+
+
+def test_no_folder_is_no_cache(split) -> None:
+    with pytest.raises(UsageError, match="--cache is empty: it must be auto, device, off, or a folder"):
+        make_store(Config(data="shapes", cache=" "), split)
+
+
+def test_a_machine_without_room_decodes(job: Job, tmp_path, monkeypatch) -> None:
+    "Another one than the driver's, which would have said so before."
+
+    def full(*_: object) -> None:
+        raise UserError("the store of decoded images can't be kept")
+
+    monkeypatch.setattr(stream, "Store", full)
+    told: list[str] = []
+    batches = stream.LocalBatches(replace(job, store=str(tmp_path / "store")), 0, 1, 0, tell=told.append)
+    assert batches.store is None and len(batches.dataset(True)) == len(job.train)
+    assert len(told) == 1 and "decodes images in every epoch: the store" in told[0]
+    batches.close()
