@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import which
 
 import torch
 
@@ -22,14 +23,25 @@ HEAD = (
 )
 
 
+def commit() -> str:
+    "The commit that is checked out, with a + where the files differ from it, but for the results themselves."
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=RESULTS.parent, capture_output=True, text=True).stdout.strip()
+
+    if not which("git") or not (head := git("rev-parse", "--short", "HEAD")):
+        return "an unknown commit"
+    return f"commit {head}" + ("+" if git("status", "--porcelain", "--", ":/", f":!{RESULTS.name}") else "")
+
+
 def machine() -> str:
-    "One line about where this runs."
+    "One line about what runs here, and where."
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     cpu = model[0].split(":")[1].strip() if model else platform.processor()
     return (
-        f"{time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores ({cpu}), {device}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}"
+        f"{time.strftime('%Y-%m-%d')}, {commit()}: {os.cpu_count()} cores ({cpu}), {device}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
     )
 
 

@@ -18,6 +18,7 @@ from learner.data.files import Labelled
 from learner.data.normalize import Normalize
 from orchestrator.driver import Pace, Place, Plan, one_pass
 from orchestrator.run_folder import RunFolder
+from orchestrator.tally import Tally
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
 
@@ -47,10 +48,11 @@ class Coordinated:
         self.gang, self.tracker = gang, Tracker(RunFolder.create(folder), Terminal())
         self.pace, self.epoch = Pace(), 0
 
-    def __call__(self) -> None:
+    def __call__(self) -> Tally:
         "One epoch."
-        one_pass(self.plan, self.gang, self.tracker, True, Place(self.epoch), self.pace)
+        tally = one_pass(self.plan, self.gang, self.tracker, True, Place(self.epoch), self.pace)
         self.epoch += 1
+        return tally
 
 
 def contest(gang: RayGang, folder: Path) -> tuple[dict[str, list[float]], list[float]]:

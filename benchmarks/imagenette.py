@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-import statistics
+import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.accuracy import DATA, read_history
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "imagenette128_5ep.toml"
+RECORD = 0.8743  # the public leaderboard's for 128 px and 5 epochs
 
 
-def train(seed: int, device: list[str]) -> tuple[float, float]:
-    "The accuracy after the last epoch, and the seconds from the command to its end."
+class Outcome(NamedTuple):
+    "What a run came to, and its seconds: of training, until the epoch that reached the record, and of the command."
+
+    accuracy: float
+    training: float
+    reached: float | None
+    command: float
+
+
+def outcome(history: Sequence[dict[str, float]], n_train: int, command: float) -> Outcome:
+    "Of the rows of history.csv; until the record is reached, validation is in the seconds too."
+    training = sum(n_train / row["images_per_second"] for row in history)
+    ends = zip(accumulate(row["seconds"] for row in history), history)
+    reached = next((seconds for seconds, row in ends if row["accuracy"] >= RECORD), None)
+    return Outcome(history[-1]["accuracy"], training, reached, command)
+
+
+def train(seed: int, device: list[str]) -> Outcome:
+    "Run the command, and read what it left."
     with tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, "-m", "orchestrator.launch", "--config", str(RECIPE), "--data", str(DATA), *device]
         started = time.perf_counter()
@@ -25,27 +47,39 @@ def train(seed: int, device: list[str]) -> tuple[float, float]:
             [*command, "--seed", f"{seed}", "--runs", runs, "--name", "run"], check=True, stdout=subprocess.DEVNULL
         )
         seconds = time.perf_counter() - started
-        accuracy = read_history(Path(runs, "run", "version_0"))[-1]["accuracy"]
-    print(f"seed {seed}: accuracy {accuracy:.4f} in {seconds:.0f} s", flush=True)
-    return accuracy, seconds
+        run = Path(runs, "run", "version_0")
+        n_train = json.loads((run / "config.json").read_text())["resolved"]["train_images"]
+        found = outcome(read_history(run), n_train, seconds)
+    print(f"seed {seed}: accuracy {found.accuracy:.4f}, {found.training:.0f} s of training", flush=True)
+    return found
+
+
+def table(seeds: Iterable[int], device: list[str]) -> str:
+    "A row for each seed, and what they mean."
+    outcomes = {seed: train(seed, device) for seed in seeds}
+    lines = [f"| seed | validation accuracy | training, s | to {RECORD:.2%}, s | command, s |", "| --- " * 5 + "|"]
+    for seed, found in outcomes.items():
+        reached = "not reached" if found.reached is None else f"{found.reached:.1f}"
+        lines.append(f"| {seed} | {found.accuracy:.4f} | {found.training:.1f} | {reached} | {found.command:.0f} |")
+    accuracy, training = (mean(column) for column in list(zip(*outcomes.values()))[:2])
+    lines.append(f"| mean | {accuracy:.4f} | {training:.1f} | | |")
+    return f"""\
+The accuracy after the last epoch; seconds of training alone; of training and validation up to the end of the epoch that
+reached {RECORD:.2%}; and from the command to its end, the first run's with the decoding of all images.
+
+{chr(10).join(lines)}"""
 
 
 def run() -> str:
-    "A row for each seed."
+    "The recipe as it is."
     if not DATA.exists():
         sys.exit(f"error: {DATA} is missing; this benchmark needs it")
     gpu = torch.cuda.is_available()
     seeds, device = (range(1, 6), ["--gpus", "1"]) if gpu else (range(1, 2), ["--local"])
-    rows = [(seed, *train(seed, device)) for seed in seeds]
-    lines = ["| seed | validation accuracy | seconds |", "| --- | --- | --- |"]
-    lines += [f"| {seed} | {accuracy:.4f} | {seconds:.0f} |" for seed, accuracy, seconds in rows]
-    lines.append(f"| mean | {statistics.mean(accuracy for _, accuracy, _ in rows):.4f} | |")
-    table = "\n".join(lines)
     return f"""\
-`python -m orchestrator.launch --config recipes/{RECIPE.name} {" ".join(device)}`; the seconds are from the command to
-its end, the first run's with the decoding of all images.
+`python -m orchestrator.launch --config recipes/{RECIPE.name} {" ".join(device)}`
+{table(seeds, device)}
 
-{table}
-
-The public leaderboard's record for 128 px and 5 epochs is 0.8743, a mean of five runs of a larger net on a GPU.
+The public leaderboard's record for 128 px and 5 epochs is {RECORD}, a mean of five runs of a larger net on a GPU. The
+aim is to reach it within 20 seconds of training on one H100.
 """

@@ -3,69 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from subprocess import run as run_process
-from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from benchmarks.epoch import check
 
 ROUNDS = 5
-INNER = {  # parts of the phase "workers": class or module, its function, the name of the part
-    "Ray": ("cluster.ray_cluster", "OwnCluster", "__init__"),
-    "worker processes, each importing torch": ("cluster.ray_gang", "RayGang", "_place"),
-    "process group, model": ("cluster.ray_gang", "RayGang", "start"),
-}
-
-
-def traced() -> None:
-    "Run `launch` with the command line's arguments, and print the seconds of the inner parts that there are."
-    import importlib
-
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*args, **options)
-            finally:
-                seconds.setdefault(name, time.perf_counter() - started)
-
-        return call
-
-    from orchestrator import launch
-
-    if "--local" not in sys.argv:
-        for name, (module, owner, function) in INNER.items():
-            cls = getattr(importlib.import_module(module), owner, None)
-            if hasattr(cls, function):
-                setattr(cls, function, timed(name, getattr(cls, function)))
-    code = launch.main()
-    print("INNER " + json.dumps(seconds))
-    sys.exit(code)
 
 
 def once(where: list[str], data: str) -> dict[str, float]:
-    "Seconds of each phase, of a run that has one short epoch."
+    "What a run that has one short epoch wrote of the seconds of each phase, and their sum."
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # compiled but once
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from benchmarks.startup import traced; traced()", "--data", data, *where]
-        command += ["--data-dir", f"{folder}/data", "--epochs", "1", "--runs", f"{folder}/runs", "--name", "run"]
-        printed = check(run_process(command, capture_output=True, text=True, cwd=Path(__file__).parents[1]))
+        command = [sys.executable, "-m", "orchestrator.launch", "--data", data, "--data-dir", f"{folder}/data", *where]
+        command += ["--epochs", "1", "--runs", f"{folder}/runs", "--name", "run"]
+        root = Path(__file__).parents[1]
+        check(subprocess.run(command, capture_output=True, text=True, cwd=root, env=env))
         phases = json.loads(Path(folder, "runs", "run", "version_0", "startup.json").read_text())
-    inner = json.loads(next(line for line in printed.splitlines() if line.startswith("INNER")).split(" ", 1)[1])
-    return {**phases, **{f"– {name}": seconds for name, seconds in inner.items()}, "all": sum(phases.values())}
+    return {**phases, "all": sum(phases.values())}
 
 
 def pictures(folder: Path) -> str:
     "A small dataset, so that the phase is that of opening data and not of making it."
-    import numpy as np
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     for number in range(160):
         part = "val" if number % 4 == 0 else "train"
@@ -81,13 +47,19 @@ def run() -> str:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in places}
     with tempfile.TemporaryDirectory() as folder:
         data = pictures(Path(folder))
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS + 1):
             for name, where in places.items():
-                runs[name].append(once(where, data))
+                phases = once(where, data)
+                if number:  # the first has cold files
+                    runs[name].append(phases)
     lines = ["| | phase | median s | range |", "| --- | --- | --- | --- |"]
     for name, rounds in runs.items():
         for phase in rounds[0]:
             values = [one[phase] for one in rounds]
             lines.append(f"| {name} | {phase} | {median(values):.2f} | {min(values):.2f} to {max(values):.2f} |")
-    note = f"120 small images, {ROUNDS} runs of each in turn; a line with a dash is a part of the phase `workers`."
+    note = f"""\
+What the startup.json of these runs says: 120 small images, {ROUNDS} runs of each in turn, after one that is not
+counted. "import" begins with the process and has torch and TensorBoard in it, "Ray" its import and the start of its
+servers; "workers" lasts until all their processes are up, each with a torch of its own; "first step" has its images
+read and decoded."""
     return note + "\n\n" + "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import comb
 
 
 def interleaved(
@@ -44,16 +45,23 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    "Between what the true median is with 95%, whatever the distribution: order statistics of the binomial."
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Between which two of the values the true median lies, and with what probability, whatever the distribution.
+
+    The closest two with 95%, as far as there are such: of fewer than 6 values, the least and the largest are less sure.
+    """
     ordered, n = sorted(values), len(values)
-    margin = 0.98 * n**0.5
-    return ordered[max(0, round(n / 2 - margin) - 1)], ordered[min(n - 1, round(n / 2 + margin))]
+
+    def surely(left_out: int) -> float:
+        return 1 - 2 * sum(comb(n, k) for k in range(left_out + 1)) / 2**n
+
+    left_out = max((k for k in range(n // 2) if surely(k) >= 0.95), default=0)
+    return ordered[left_out], ordered[n - 1 - left_out], surely(left_out)
 
 
 def shown(values: Sequence[float], digits: int = 2) -> str:
-    "Median (quartiles), and by how much of it the median is uncertain."
+    "Median (quartiles), by how much of it the median is uncertain, and how sure that is."
     middle, low, high = quartiles(values)
-    below, above = median_interval(values)
+    below, above, sure = median_interval(values)
     uncertain = max(middle - below, above - middle) / middle
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f}; median ±{100 * uncertain:.1f}%)"
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f}; median ±{100 * uncertain:.1f}% at {sure:.0%})"

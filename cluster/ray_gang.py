@@ -24,7 +24,6 @@ from cluster.worker_process import Place
 IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
 GRACE = 5.0  # seconds in which a rank that waits for one that failed is freed by that
 FIRST = 5.0  # times as long may the first steps of a group last, in which all is cold
-
 SALVAGE = 60.0  # seconds for the state of a survivor to come over, when all else has failed
 
 Asked = dict[int, Any]  # by rank, Ray's reference to the answer
@@ -34,6 +33,7 @@ class RayGang:
     """Workers as Ray actors: see Gang. Raises UserError or WorkersFailed where they can't be had.
 
     A failed rank is replaced in the midst of `stream` and `call`, as far as `tolerance` goes, and `notice` is told.
+    `done` is told each part of the start when it is over: "Ray", "workers", "process group and model".
     """
 
     def __init__(
@@ -43,8 +43,9 @@ class RayGang:
         log_folder: Path,
         tolerance: Tolerance | None = None,
         notice: Callable[[str], object] = print,
+        done: Callable[[str], object] = lambda part: None,
     ) -> None:
-        self.tolerance, self.notice = tolerance or Tolerance(), notice
+        self.tolerance, self.notice, self.done = tolerance or Tolerance(), notice, done
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
         self.failures: list[Failure] = []
         self.newest: set[Member] = set()
@@ -52,6 +53,7 @@ class RayGang:
         gpus = math.ceil(processes * workers.gpus_each)
         self.cluster = JoinedCluster(workers.address) if workers.address else OwnCluster(processes, gpus)
         self.ray = self.cluster.ray
+        done("Ray")
         try:
             self.store = Store(self.cluster.host)
             self.watch = Watch(self.store)
@@ -82,8 +84,10 @@ class RayGang:
         self.skips_bad_images = job.skip_bad_images
         self.failures, self.newest = [], set()
         self.crew.seat(world_size, self.tolerance.wait)
+        self.done("workers")
         if failures := self._regroup():
             raise WorkersFailed(failures)
+        self.done("process group and model")
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
         "See Gang."

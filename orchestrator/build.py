@@ -161,15 +161,27 @@ def make_plan(config: Config, split: Split) -> Plan:
     )
 
 
-def make_gang(job: Job, devices: Devices, config: Config, logs: Path, notice: Callable[[str], object] = print) -> Gang:
-    "One worker in this process, or Ray actors; each writes its log into `logs`, and `notice` hears of their faults."
+def make_gang(
+    job: Job,
+    devices: Devices,
+    config: Config,
+    logs: Path,
+    notice: Callable[[str], object] = print,
+    done: Callable[[str], object] = lambda part: None,
+) -> Gang:
+    """One worker in this process, or Ray actors; each writes its log into `logs`.
+
+    `notice` hears of their faults, `done` of the parts of their start.
+    """
     if devices.in_process:
-        return LocalGang(job, "cuda" if devices.gpus_each else "cpu", logs)
+        local = LocalGang(job, "cuda" if devices.gpus_each else "cpu", logs)
+        done("model")
+        return local
     from cluster.crew import Workers
     from cluster.ray_gang import RayGang
 
     workers = Workers(devices.count, devices.gpus_each, devices.backend, config.address, devices.at_least)
-    gang = RayGang(job, workers, logs, tolerance(config, devices.at_least), notice)
+    gang = RayGang(job, workers, logs, tolerance(config, devices.at_least), notice, done)
     for warning in gang.cluster.warnings:
         print(f"warning: {warning}", flush=True)
     if gang.world_size < devices.count:

@@ -23,10 +23,10 @@ def fit(session: Session) -> dict[str, Any]:
     raises what they did.
     """
     config, standing = session.config, session.standing
-    if standing.lr is None:
-        session.show_samples()
     rate = standing.lr or (find_rate(session) if config.lr == "auto" else session.plan.lr)
     plan = replace(session.plan, lr=rate)
+    if standing.lr is None:
+        session.show_samples()
     if standing.lr is None and config.on_nan == "rollback":
         session.save_checkpoint(Standing(lr=rate))  # the first that there is to go back to
     best, rows = Best(config.early_stop), list(standing.rows)
@@ -86,6 +86,8 @@ def find_rate(session: Session) -> float:
     rate = suggestion(test)
     print(f"LR finder: {len(test.losses)} steps, suggestion {rate:.3g}; training goes on at that rate\n", flush=True)
     session.show_range_test(test, rate)
+    if phases := session.tracker.phases:
+        phases.done("lr finder")
     return rate
 
 

@@ -151,8 +151,7 @@ def open_session(config: Config) -> Iterator[Session]:
     phases.done("data")
     try:
         print(f"starting {ready.devices} ...\n", flush=True)
-        gang = make_gang(ready.job, ready.devices, config, folder.logs, tracker.fault)
-        phases.done("workers")
+        gang = make_gang(ready.job, ready.devices, config, folder.logs, tracker.fault, phases.done)
         tracker.phases = phases
         saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
         try:

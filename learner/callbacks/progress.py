@@ -1,8 +1,6 @@
-"Progress: fastprogress bars for epochs and batches."
+"Progress: fastprogress bars for epochs and batches; imported where one is drawn, since it brings a web server along."
 
 from __future__ import annotations
-
-from fastprogress.fastprogress import master_bar, progress_bar
 
 from learner.learner import Callback
 
@@ -14,12 +12,16 @@ class Progress(Callback):
 
     def before_fit(self) -> None:
         "Open the bar of epochs, and take over the writing of rows."
+        from fastprogress.fastprogress import master_bar
+
         self.bar = master_bar(range(self.n_epochs))
         self.bar.update(0)
         self.learner.write_row = lambda cells: self.bar.write(list(cells), table=True)  # type: ignore[attr-defined]
 
     def before_epoch(self) -> None:
         "Count the batches as they are drawn."
+        from fastprogress.fastprogress import progress_bar
+
         self.learner.dl = progress_bar(self.dl, parent=self.bar, leave=False)
 
     def after_epoch(self) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,11 @@ TAGS = {
 
 @dataclass(frozen=True)
 class Run:
-    "A finished run: what was printed, and its directory."
+    "A finished run: what was printed, its directory, and when its command was given."
 
     out: str
     path: Path
+    began: float = 0.0
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -58,11 +60,12 @@ def runs(there: Callable[..., Any], pictures: Path, tmp_path_factory: pytest.Tem
     "The same run in one process and on two workers."
     folder, done = tmp_path_factory.mktemp("launch"), {}
     for name, how in (("local", ["--local"]), ("two", ["--cpus", "2"])):
+        began = time.time()
         ended = there(
             "launch", *OPTIONS.split(), *how, "--data", pictures, "--data-dir", folder, "--runs", folder, "--name", name
         )
         assert (ended.code, ended.err) == (0, "")
-        done[name] = Run(ended.out, folder / name / "version_0")
+        done[name] = Run(ended.out, folder / name / "version_0", began)
     return done
 
 
@@ -104,9 +107,17 @@ def test_the_terminal_has_a_table_and_an_end(runs: dict[str, Run], name: str) ->
 
 @pytest.mark.parametrize("name", ["local", "two"])
 def test_the_time_to_the_first_step_is_kept_by_phase(runs: dict[str, Run], name: str) -> None:
-    phases = runs[name].json("startup.json")
-    assert list(phases) == ["import", "data", "workers", "first step"]
-    assert all(seconds >= 0 for seconds in phases.values()) and phases["workers"] > 0
+    run = runs[name]
+    phases, step = run.json("startup.json"), run.events().Scalars("train/loss")[0]
+    gang = ["model"] if name == "local" else ["Ray", "workers", "process group and model"]
+    assert list(phases) == ["import", "data", *gang, "lr finder", "first step"]
+    assert min(phases.values()) > 0
+    told, written = sum(phases.values()), (run.path / "startup.json").stat().st_mtime
+    assert step.wall_time - run.began - 1 < told < written - run.began + 0.05, "all the time since the command"
+
+
+def test_without_the_lr_finder_its_phase_is_not_there(trained: Path) -> None:
+    assert list(json.loads((trained / "startup.json").read_text())) == ["import", "data", "model", "first step"]
 
 
 def test_two_workers_tell_what_one_tells(runs: dict[str, Run]) -> None:
