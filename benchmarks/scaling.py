@@ -31,12 +31,12 @@ from learner.optim import SGD
 from learner.statistics import Statistics
 
 ARCH, SIZE, LOCAL = "resnet18", 32, 8  # what is checked here: model, pixels, images a worker
-TURNS, ROUNDS = 3, 5
+TURNS, ROUNDS = 2, 5
 CORES = len(os.sched_getaffinity(0))
 MODES = {"BatchNorm shared": True, "--no-sync-batchnorm": False}
-SMALL, LARGE = "a sum of 4 bytes", "a sum of all gradients"
+ALONE, SMALL, LARGE = "no messages", "a sum of 4 bytes", "a sum of all gradients"
 
-COUNTS, GPU_SIZE, SAMPLE = (8, 16, 64, 256, 1024), 128, 4  # GPUs; pixels; images of a step that is recorded here
+COUNTS, GPU_SIZE, SAMPLE = (8, 16, 64, 256, 1024), 128, 2  # GPUs; pixels; images of a step that is recorded here
 NVLINK, TCP = 450e9, 25e-6
 NCCL = (Protocol(6.8e-6, 0.6e-6, 5.0e-6, 0.25), Protocol(14e-6, 1.25e-6, 8.5e-6, 0.92))  # LL and LL128 of its table
 NCCL_BY_TCP = tuple(replace(protocol, between=protocol.between + TCP) for protocol in NCCL)
@@ -128,10 +128,11 @@ def recording(group: Group) -> Callable[[], dict[str, list[list[Piece]]]]:
 
 
 def measuring(group: Group) -> Callable[[], dict[str, list[float]]]:
-    "To be called for the seconds of some steps of each mode, and of two messages."
+    "To be called for the seconds of some steps of each mode, of steps of each for itself, and of two messages."
     gradients = sum(p.numel() for p in build(ARCH, 3, 10).parameters())
     messages = {SMALL: torch.zeros(1), LARGE: torch.zeros(gradients)}
     actions = {name: training(ARCH, SIZE, LOCAL, group, shared) for name, shared in MODES.items()}
+    actions[ALONE] = training(ARCH, SIZE, LOCAL, Solo(), shared=False)
     actions |= {name: partial(group.sum_, message) for name, message in messages.items()}
     return lambda: interleaved(actions, ROUNDS, partial(barrier, group))
 
@@ -141,10 +142,11 @@ def fitted(small: float, large: float, size: float) -> Network:
     return Network(size / (large - small), inf, (Protocol(0, small / 2, 0),), per_node=2**20)
 
 
-def predicted(pieces: Sequence[Piece], network: Network, n: int) -> float:
-    "Seconds on this machine, whose cores compute and send in turn; where workers share one, all takes longer."
-    in_turn = [replace(piece, waits=True) for piece in pieces]
-    return max(1, n / CORES) * step_time(in_turn, partial(network.exchange, n=n))
+def predicted(pieces: Sequence[Piece], link: Network, n: int) -> float:
+    "Seconds on this machine, whose cores compute and send in turn; where workers share one, both take longer."
+    each = max(1, n / CORES)
+    in_turn = [replace(piece, seconds=each * piece.seconds, waits=True) for piece in pieces]
+    return step_time(in_turn, partial(replace(link, within=link.within / each).exchange, n=n))
 
 
 def checked() -> tuple[Network, list[str]]:
@@ -164,9 +166,11 @@ def checked() -> tuple[Network, list[str]]:
     took = {key: median(times) for key, times in seconds.items()}
     cases = {name: typical(same, median) for name, same in steps.items()}
     size = sum(piece.size for piece in cases["BatchNorm shared"] if not piece.waits)
+    cases[ALONE] = [replace(piece, size=0) for piece in cases["--no-sync-batchnorm"]]
     cases |= {SMALL: [Piece(0, 4)], LARGE: [Piece(0, size)]}
     link = fitted(took[SMALL, 2], took[LARGE, 2], size)
-    return link, [compared(name, n, predicted(cases[name], link, n), real) for (name, n), real in took.items()]
+    order = [(name, n) for name in cases for n in (1, 2, 4) if (name, n) in took]
+    return link, [compared(name, n, predicted(cases[name], link, n), took[name, n]) for name, n in order]
 
 
 def compared(name: str, n: int, wanted: float, real: float) -> str:
@@ -213,7 +217,7 @@ def described(pieces: Sequence[Piece]) -> str:
         if piece.size and not piece.waits:
             buckets.append(f"{piece.size / 1e6:.1f} MB at {at / total:.2f}")
     sums = [piece.size for piece in pieces if piece.size and piece.waits]
-    more = f"; waited for: {len(sums)} of {min(sums) / 1e3:.1f} to {max(sums) / 1e3:.1f} kB" if sums else ""
+    more = f"; waited for: {len(sums)}, the largest of {max(sums) / 1e3:.0f} kB" if sums else ""
     return ", ".join(buckets) + more
 
 
@@ -230,12 +234,13 @@ def about_check(link: Network, rows: Sequence[str]) -> str:
 
 {ARCH}, {LOCAL} images of {SIZE} px a worker, one thread each, gloo, {CORES} cores; medians of {TURNS * ROUNDS} rounds,
 1, 2 and 4 workers in turn. Compute and update are taken from one worker, and from two the time of {SMALL} and of
-{LARGE}: that of a ring whose links have {link.within / 1e9:.2f} GB/s and {1e6 * link.protocols[0].within:.0f} µs
-a hop. All else is predicted from these; nothing of 4 workers went into it. Here the cores that compute also send, so
-nothing is hidden behind backward, and 4 workers on {CORES} cores are taken to need {max(1, 4 / CORES):g} times as long
-for all they do. That whoever waits for a sum waits for the latest is not in the model.
+{LARGE}: a ring whose links have {link.within / 1e9:.2f} GB/s and {1e6 * link.protocols[0].within:.0f} µs a hop.
+All else is predicted from these; nothing of 4 workers went into it. Here the cores that compute also send: nothing is
+hidden behind backward, and of 4 workers on {CORES} cores each is taken to compute and send {max(1, 4 / CORES):g} times
+as long. Not in the model: workers that are in each other's way in memory (to be seen where there are no messages), and
+that whoever waits for a sum waits for the latest.
 
-| | workers | predicted | measured | measured / predicted |
+| step with | workers | predicted | measured | measured / predicted |
 | --- | --- | --- | --- | --- |
 {LINE.join(rows)}
 """
@@ -245,7 +250,7 @@ def about_gpus(sent: Sequence[str], rows: Sequence[str]) -> str:
     "The section on what is assumed and simulated."
     compute = "; ".join(f"{k} {1e3 * v.compute:g} + {1e3 * v.update:g} ms" for k, v in GPUS.items())
     nics = "; ".join(f"{name}: {network.between / 1e9:g} GB/s" for name, network in NETWORKS.items())
-    latencies = " or ".join(
+    latencies = "; or ".join(
         f"{1e6 * p.begin:g} µs to begin, {1e6 * p.within:g} a hop by NVLink, {1e6 * p.between:g} between nodes, "
         f"{p.share:g} of the bandwidth"
         for p in NCCL
@@ -264,7 +269,8 @@ Assumed:
   images/s for ResNet-50 at 224 px on an A100 (DeepLearningExamples, mixed precision): 17 ms for as many pixels as 128
   images of 128 px have; an H100 is taken to be 1.4 times as fast. simple_cnn's is a guess: about a hundred kernels.
 - Nodes of 8 GPUs, {NVLINK / 1e9:g} GB/s in each direction by NVLink. All NICs of a node, in each direction:
-  {nics}. 8 GPUs are one node: no network.
+  {nics}.
+  8 GPUs are one node: no network.
 - Latencies and protocols of NCCL's own table (src/graph/tuning.cc): {latencies};
   over Ethernet {1e6 * TCP:g} µs a hop more, for TCP. Whichever of ring and tree is faster is taken, as NCCL does by
   this model: of short messages the tree, whose hops grow with log2 of the nodes. A ring of 1,024 GPUs has 2,046 hops.
