@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -48,9 +49,9 @@ def decode(file: str, size: int, max_ratio: float = math.inf, channels: int = 3)
         image.draft(None, (2 * size, 2 * size))
         box = centre_box(image.width, image.height, max_ratio)
         if not isinstance(image, JpegImageFile):
-            return _pixels(convert(image).resize((size, size), Image.Resampling.BICUBIC, box))
+            return pixels_of(convert(image).resize((size, size), Image.Resampling.BICUBIC, box))
         left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
-        return resized(_pixels(convert(image))[None, top:bottom, left:right], size)[0]
+        return resized(pixels_of(convert(image))[None, top:bottom, left:right], size)[0]
 
 
 def resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -67,7 +68,7 @@ def open_image(file: str, channels: int = 3) -> NDArray[np.uint8]:
     "The image as large as it is, uint8 (height, width, channels); for the rest as `decode`."
     convert = converter(channels)
     with _opened(file) as image:
-        return _pixels(convert(image))
+        return pixels_of(convert(image))
 
 
 @contextmanager
@@ -83,7 +84,16 @@ def _opened(file: str) -> Iterator[Image.Image]:
         raise BadImage(file, _reason(file, error)) from error
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+def open_jpeg(content: bytes, size: int) -> Image.Image:
+    "The JPEG that `content` is, about to be decoded at the scale that `decode` takes; raises what Pillow may."
+    image = Image.open(io.BytesIO(content), formats=("JPEG",))
+    _check_area(image)
+    image.draft(None, (2 * size, 2 * size))
+    return image
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    "The bytes of a picture in colour or grey: (height, width, channels)."
     # np.asarray takes half as long again, and torch wants memory that may be written to
     return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, -1)
 

@@ -78,8 +78,12 @@ def test_simplejpeg_gives_the_very_pixels(files: list[str], size: int) -> None:
     assert decode_all(files, np.empty((len(files), size, size, 1), np.uint8)).keys() == bad.keys(), "grey is Pillow's"
 
 
-@fast
-def test_the_same_files_in_another_batch_give_the_same_pixels(files: list[str]) -> None:
+@pytest.mark.parametrize("by", ["Pillow", pytest.param("simplejpeg", marks=fast)])
+def test_the_same_files_in_another_batch_give_the_same_pixels(
+    by: str, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by == "Pillow":
+        monkeypatch.setattr(decoder, "simplejpeg", None)
     sound = files[:-3]
     whole, parts = (np.empty((3 * len(sound), SIZE, SIZE, 3), np.uint8) for _ in range(2))
     decode_all(sound * 3, whole)
