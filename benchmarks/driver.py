@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from functools import partial
@@ -22,10 +23,11 @@ from orchestrator.tally import Tally
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
 
-STEPS, FEWER, ROUNDS, SIZE, MANY = 400, 150, 24, 8, 16
+FEWER, ROUNDS, SIZE, BATCH, MANY = 150, 24, 8, 8, 16
+STEPS = {1: 800, 2: 300}  # by workers: of about 1 ms each, and of 2.5, since two have to talk in each
 
 
-def tiny_job(folder: Path, batch_size: int, steps: int = STEPS) -> Job:
+def tiny_job(folder: Path, batch_size: int, steps: int) -> Job:
     "`steps` batches an epoch of pictures of 8 pixels, in a store; the same 64 files over and over."
     rng, files = np.random.default_rng(0), [str(folder / f"{number}.png") for number in range(64)]
     for file in files:
@@ -55,12 +57,16 @@ class Coordinated:
         return tally
 
 
-def contest(gang: RayGang, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of an epoch on two workers, coordinated, and as one single chunk; and how much more of the driver's
-    processor time the first takes, round by round: the workers lose it, and it varies far less than the seconds do."""
-    job = tiny_job(folder, 8)
-    gang.start(job, 2)
-    coordinated, free = Coordinated(gang, job, folder / "runs"), Chunk(True, 0, 0, 0, ({"lr": 0.01},) * STEPS)
+def contest(gang: RayGang, folder: Path, workers: int) -> str:
+    """Rows of the table: an epoch that is coordinated, and the same as one single chunk.
+
+    Their seconds, and how much more of the driver's processor time the first takes, round by round: the workers lose
+    it, and it varies far less than the seconds do.
+    """
+    steps = STEPS[workers]
+    job = tiny_job(folder, BATCH, steps)
+    gang.start(job, workers)
+    coordinated, free = Coordinated(gang, job, folder / "runs"), Chunk(True, 0, 0, 0, ({"lr": 0.01},) * steps)
     alternatives: dict[str, Any] = {"coordinated": coordinated, "free": lambda: gang.call("run", free)}
     busy: dict[str, list[float]] = {name: [] for name in alternatives}
 
@@ -70,7 +76,16 @@ def contest(gang: RayGang, folder: Path) -> tuple[dict[str, list[float]], list[f
         busy[name].append(time.process_time() - before)
 
     seconds = interleaved({name: partial(measured, name) for name in alternatives}, ROUNDS)
-    return seconds, [a - b for a, b in zip(busy["coordinated"][1:], busy["free"][1:])]
+    more = [a - b for a, b in zip(busy["coordinated"][1:], busy["free"][1:])]
+    each = statistics.median(seconds["free"]) / steps * 1e3
+    ratio = shown(quotients(seconds, "coordinated", "free"), 3)
+    micros = shown([one / steps * 1e6 for one in more], 0)
+    share = shown([100 * a / (2 * b) for a, b in zip(more, seconds["free"])], 1)
+    what = f"{steps} steps of {each:.2f} ms by {workers} worker{'s' * (workers > 1)}"
+    return f"""\
+| {what}: by the driver, over the same steps as one message | {ratio} | 1.03 |
+| the driver's processor time for these, in us a step | {micros} | |
+| the same, of what two cores have in them, in % | {share} | 3 |"""
 
 
 def share_of_a_core(gang: RayGang, folder: Path) -> tuple[float, float]:
@@ -86,24 +101,20 @@ def share_of_a_core(gang: RayGang, folder: Path) -> tuple[float, float]:
 
 
 def run() -> str:
-    "Both measurements."
+    "All measurements."
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        gang = RayGang(tiny_job(Path(one), MANY), Workers(MANY, 0.0, "gloo"), Path(one, "logs"))
+        gang = RayGang(tiny_job(Path(one), MANY, FEWER), Workers(MANY, 0.0, "gloo"), Path(one, "logs"))
         try:
-            seconds, more = contest(gang, Path(one))
+            rows = "\n".join(contest(gang, Path(one), workers) for workers in STEPS)
             share, each = share_of_a_core(gang, Path(other))
         finally:
             gang.close()
-    step = sorted(seconds["free"])[ROUNDS // 2] / STEPS * 1e3
-    ratio = shown(quotients(seconds, "coordinated", "free"), 3)
-    spent = shown([100 * a / (2 * b) for a, b in zip(more, seconds["free"])], 1)
     return f"""\
 | | measured | aim |
 | --- | --- | --- |
-| time of {STEPS} steps of {step:.2f} ms by the driver, over the same steps as one message | {ratio} | 1.03 |
-| processor time of the driver for these, of what two cores have in them, in % | {spent} | 3 |
+{rows}
 | the driver's share of a core, with {MANY} workers whose step takes {each:.1f} ms | {100 * share:.1f}% | 10% |
 
-`linear`, pictures of {SIZE} pixels from a store, batch 8 by two CPU workers (first lines, {ROUNDS} interleaved rounds),
-batch {MANY} by {MANY} (last).
+`linear`, pictures of {SIZE} pixels from a store, batch {BATCH} ({ROUNDS} interleaved rounds); {MANY} by
+{MANY} workers (last line).
 """

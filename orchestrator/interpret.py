@@ -30,10 +30,10 @@ def read(argv: Sequence[str], name: str) -> dict[str, Any]:
 def run(arguments: dict[str, Any]) -> Path:
     "Measure, then write the pictures and tables; the folder that they are in."
     from learner.interpret import most_confused  # here, since --help needs no torch
+    from orchestrator.board import add_pictures
     from orchestrator.examine import examine
     from orchestrator.findings import columns, pair_rows, pictures, tables, write_csv
     from orchestrator.summary import tensorboard_command
-    from orchestrator.tracker import add_pictures
 
     examined = examine(arguments, FOLDER)
     folder, shown = examined.run.path / FOLDER, pictures(examined, arguments["top"])

@@ -1,22 +1,19 @@
-"Tracker: what people see of a run: TensorBoard (sole importer), history.csv, the table and the bar."
+"Tracker: what people see of a run: TensorBoard, history.csv, the table and the bar."
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
 
 from cluster.worker import Report
 from learner.callbacks.activations import BINS, LIMIT, layer_stats
 from learner.metrics import accuracy
+from orchestrator.board import Board
 from orchestrator.phases import Phases
 from orchestrator.run_folder import RunFolder
 from orchestrator.tally import Tally, layer_sums
@@ -24,7 +21,6 @@ from orchestrator.terminal import Terminal
 
 METRIC = accuracy.__name__
 AMPLE = 0.2  # seconds of a chunk: the next one, which is under way by then, lasts about as long
-QUEUE = 1000  # events, a chunk's steps: with TensorBoard's own 10 the driver waits for its thread at each further one
 COLUMNS = ("epoch", "train_loss", "valid_loss", METRIC, "images/s", "time")
 
 
@@ -55,11 +51,8 @@ class Tracker:
         "Note one chunk of all ranks: per step its loss and hyperparameters, and the images that were left out."
         chunk = reports[0].chunk
         if chunk.train:
-            for number, (loss, hypers) in enumerate(zip(reports[0].losses, chunk.hypers)):
-                self.board.add_scalars(
-                    chunk.step + number,
-                    {"train/loss": loss, "train/momentum": 0.0} | {f"train/{k}": v for k, v in hypers.items()},
-                )
+            rows = zip(reports[0].losses, chunk.hypers)
+            self.board.add_steps(chunk.step, (step_scalars(loss, hypers) for loss, hypers in rows))
             if self.phases is None and reports[0].seconds["total"] >= AMPLE:
                 self._catch_up()
             self._note_start()
@@ -108,13 +101,13 @@ class Tracker:
         self.record("history.csv", self.folder.add_history, row)
         scalars = {f"epoch/{key}": row[key] for key in ("train_loss", "valid_loss", METRIC)}
         scalars[f"epoch/train_{METRIC}"] = learned[METRIC]
-        self.board.add_scalars(step, {**scalars, **speed(train)})
+        self.board.add_steps(step, [{**scalars, **speed(train)}])
         minutes, seconds = divmod(round(row["seconds"]), 60)
         losses = (f"{row[key]:.6f}" for key in ("train_loss", "valid_loss", METRIC))
         self.terminal.row([f"{epoch}", *losses, f"{row['images_per_second']:.0f}", f"{minutes:02d}:{seconds:02d}"])
         for rank, times in train.slow().items():
             self.terminal.write(f"rank {rank} is slow: it works {times:.0f} times as long as the others at an image")
-        self.board.flush()
+        self.board.renew()
         return row
 
     def record(self, what: str, write: Callable[..., object], *args: Any) -> None:
@@ -134,38 +127,28 @@ class Tracker:
         edges = np.linspace(-LIMIT, LIMIT, BINS + 1)[1:].tolist()
         for name, sums in layers.items():
             count, total, squares = sums[:3]
-            self.board.add(
-                "histogram_raw",
-                f"activations/{name}",
-                -LIMIT,
-                LIMIT,
-                count,
-                total,
-                squares,
-                edges,
-                sums[4:].tolist(),
-                step,
-            )
+            counts = sums[4:].tolist()
+            name_and_numbers = (f"activations/{name}", -LIMIT, LIMIT, count, total, squares, edges, counts)
+            self.board.add("histogram_raw", step, *name_and_numbers)
             stats = layer_stats(torch.from_numpy(sums)[None])
             for key in ("mean", "std", "near_zero"):
-                self.board.add("scalar", f"activations_{key}/{name}", getattr(stats, key).item(), step)
+                self.board.add("scalar", step, f"activations_{key}/{name}", getattr(stats, key).item())
 
     def picture(self, tag: str, picture: Image, step: int = 0) -> None:
         "Put a picture into TensorBoard. Raises OSError: a disk that is full by the first step is not for a run."
-        self.board.writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
-        self.board.writer.flush()
+        self.board.picture(tag, picture, step)
 
     def text(self, tag: str, text: str) -> None:
         "Put Markdown into TensorBoard."
-        self.board.add("text", tag, text)
+        self.board.add("text", 0, tag, text)
 
     def fault(self, text: str) -> None:
         "Note a fault that was made up for."
         self.faults += 1
         self.terminal.write(f"fault {self.faults}: {text}")
         self.record("faults.log", self.folder.add_fault, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
-        self.board.add("text", "faults", text, self.faults)
-        self.board.flush()
+        self.board.renew()
+        self.board.add("text", self.faults, "faults", text)
 
     def close(self) -> None:
         "Wipe the bar, and write out what is buffered."
@@ -173,63 +156,9 @@ class Tracker:
         self.board.close()
 
 
-class Board:
-    """TensorBoard's files in a folder; `first_step` has it forget what earlier files have from there on.
-
-    Where the disk refuses one, `warn` is told, and the next `flush` begins another: what came in between is lost.
-    """
-
-    def __init__(self, folder: Path, warn: Callable[[str], object], first_step: int | None = None) -> None:
-        self.folder, self.warn, self.lost = folder, warn, False
-        self._open(first_step)
-
-    def _open(self, first_step: int | None = None) -> None:
-        await_new_second(self.folder)
-        self.writer = SummaryWriter(str(self.folder), purge_step=first_step, max_queue=QUEUE)
-        self.lost = False
-
-    def add(self, kind: str, *args: Any, **kwargs: Any) -> None:
-        "What SummaryWriter calls add_`kind`."
-        if not self.lost:
-            with self._warned():
-                getattr(self.writer, f"add_{kind}")(*args, **kwargs)
-
-    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        "As one event: SummaryWriter's own would be one for each, and take twice the time, every step."
-        if not self.lost:
-            with self._warned():
-                event = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-                self.writer._get_file_writer().add_summary(event, step)
-
-    def flush(self) -> None:
-        "Have all on the disk."
-        with self._warned():
-            if self.lost:
-                with suppress(OSError):
-                    self.writer.close()
-                self._open()
-            self.writer.flush()
-
-    def close(self) -> None:
-        "The end of it."
-        self.flush()
-        if not self.lost:
-            with self._warned():
-                self.writer.close()
-
-    @contextmanager
-    def _warned(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.lost = True
-            self.warn(f"warning: {self.folder} could not be written: {error.strerror or error}; its curves have a gap")
-
-
-def await_new_second(folder: Path) -> None:
-    "Let a second begin that no event file is named after: TensorBoard reads a run's files in the order of their names."
-    while any(folder.glob(f"*.tfevents.{int(time.time())}.*")):
-        time.sleep(0.02)
+def step_scalars(loss: float, hypers: Mapping[str, float]) -> dict[str, float]:
+    "The scalars of a step."
+    return {"train/loss": loss, "train/momentum": 0.0} | {f"train/{name}": value for name, value in hypers.items()}
 
 
 def speed(tally: Tally) -> dict[str, float]:
@@ -237,10 +166,3 @@ def speed(tally: Tally) -> dict[str, float]:
     scalars = {f"speed/images_per_second_rank_{rank}": each for rank, each in tally.worker_speed().items()}
     scalars["speed/images_per_second"] = tally.images_per_second()
     return scalars | {f"speed/waiting_for_{part}": tally.waiting(part) for part in ("data", "communication")}
-
-
-def add_pictures(run: Path, pictures: Mapping[str, Image]) -> None:
-    "Put pictures, by their tags, into the TensorBoard of a run that is finished."
-    with SummaryWriter(str(run / "tensorboard")) as board:
-        for tag, picture in pictures.items():
-            board.add_image(tag, np.asarray(picture), dataformats="HWC")

@@ -19,8 +19,8 @@ FORBIDDEN = {
 SOLE = {
     "torch.distributed": {"cluster/comms.py", "cluster/meeting.py"},
     "ray": {"cluster/ray_cluster.py"},
-    "tensorboard": {"orchestrator/tracker.py"},
-    "torch.utils.tensorboard": {"orchestrator/tracker.py"},
+    "tensorboard": {"orchestrator/board.py"},
+    "torch.utils.tensorboard": {"orchestrator/board.py"},
 }
 SOURCES = sorted(path for package in FORBIDDEN for path in (ROOT / package).rglob("*.py"))
 

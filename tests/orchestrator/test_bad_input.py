@@ -224,7 +224,7 @@ def test_a_disk_that_is_full_for_a_while(
     here: Here, small: list[str], tiny_disk: Callable[[str], Path], after_epoch: Callable
 ) -> None:
     "Training goes on, loudly; what is told of it is complete again once there is room."
-    place = tiny_disk("1m")
+    place = tiny_disk("2m")  # room for the model beside two checkpoints of its size, the last of which is being written
 
     def fill(tracker: Tracker) -> None:
         with suppress(OSError), open(place / "filler", "wb", 0) as file:

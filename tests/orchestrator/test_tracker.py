@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -68,6 +69,57 @@ def test_steps_and_epochs_arrive_in_tensorboard(folder: RunFolder) -> None:
     for tag, value in per_epoch.items():
         assert [value for _, value in seen[tag]] == pytest.approx([value]), tag
     assert seen.keys() == per_step.keys() | per_epoch.keys()
+
+
+def many(first: int, n: int) -> list[Report]:
+    "Of a chunk of so many steps, whose loss is the step's number; what they are trained with changes on the way."
+    chunk = Chunk(
+        True, 0, 0, first, tuple({"lr": 0.1} if i < n // 2 else {"momentum": 0.9, "lr": 0.2} for i in range(n))
+    )
+    columns = {"count": [2.0] * n, "loss": [2.0 * step for step in range(first, first + n)]}
+    return [Report(0, chunk, columns, 2 * n, SECONDS)]
+
+
+def test_curves_can_be_read_while_they_grow(folder: RunFolder) -> None:
+    "Chunk by chunk, and to the last step, however long events are (their length depends on the step's number)."
+    tracker = Tracker(folder, Terminal())
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
+    for first in (0, 300):
+        tracker.chunk(many(first, 300))
+        events.Reload()
+        assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(i, i) for i in range(first + 300)]
+    rates, momenta = ([(e.step, round(e.value, 6)) for e in events.Scalars(f"train/{x}")] for x in ("lr", "momentum"))
+    assert rates == [(step, 0.1 if step % 300 < 150 else 0.2) for step in range(600)]
+    assert momenta == [(step, 0.0 if step % 300 < 150 else 0.9) for step in range(600)]
+    tracker.close()
+
+
+def test_a_run_that_resumes_replaces_what_was_there(folder: RunFolder) -> None:
+    for first, n in ((None, 300), (200, 50)):
+        tracker = Tracker(folder, Terminal(), first)
+        tracker.chunk(many(first or 0, n))
+        tracker.close()
+    assert scalars(folder)["train/loss"] == [(i, i) for i in range(250)]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_curves_whose_folder_is_gone_begin_anew(
+    folder: RunFolder, copied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    "Though the file that is open takes all; with an epoch, and said once. So it is where a copy is in its place."
+    tracker, board = Tracker(folder, Terminal()), folder.path / "tensorboard"
+    tracker.chunk(many(0, 2))
+    board.rename(folder.path / "elsewhere")
+    if copied:
+        shutil.copytree(folder.path / "elsewhere", board)
+    tracker.chunk(many(2, 2))
+    tracker.chunk(many(4, 2))
+    assert capsys.readouterr().out.count(f"warning: {board} could not be written: ") == 1
+    tracker.board.renew()
+    tracker.chunk(many(6, 2))
+    tracker.close()
+    assert [step for step, _ in scalars(folder)["train/loss"]] == ([0, 1] if copied else []) + [6, 7]
+    assert not capsys.readouterr().out
 
 
 def test_the_row_is_the_history_in_full(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,148 @@
+"Board: the files that TensorBoard reads (sole importer)."
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import CRC_TABLE, masked_crc32c
+from torch.utils.tensorboard import summary
+
+TABLE = np.array(CRC_TABLE, np.uint32)
+FEW = 40  # events, whose checksums are as quickly had one by one
+
+
+class Board:
+    """TensorBoard's files in a folder; `first_step` has it forget what earlier files have from there on.
+
+    One is kept open, and what is added is there to be read at once: SummaryWriter takes ten times as long for a step,
+    most of it to open its file anew. Where the disk refuses it, `warn` is told, and nothing is written until `renew`.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], object], first_step: int | None = None) -> None:
+        self.folder, self.warn = folder, warn
+        self._open(first_step)
+
+    def _open(self, first_step: int | None = None) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        await_new_second(self.folder)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self.file = open(self.folder / name, "xb")  # noqa: SIM115
+        self._write([event(file_version="brain.Event:2")])
+        if first_step is not None:
+            self._write([event(first_step, session_log=SessionLog(status=SessionLog.START))])
+        self.lost = False
+
+    def add(self, kind: str, step: int, *args: Any) -> None:
+        "What torch.utils.tensorboard.summary calls `kind`."
+        self._add([event(step, summary=getattr(summary, kind)(*args))])
+
+    def add_steps(self, first: int, rows: Iterable[Mapping[str, float]]) -> None:
+        "A row of scalars for each step from `first` on, as one event each."
+        self._add(scalar_events(first, rows))
+
+    def picture(self, tag: str, picture: Image, step: int = 0) -> None:
+        "Raises OSError where the disk refuses it."
+        self._write([event(step, summary=summary.image(tag, np.asarray(picture), dataformats="HWC"))])
+
+    def renew(self) -> None:
+        "If the file is lost, begin another."
+        if self.lost:
+            with self._warned():
+                with suppress(OSError):
+                    self.file.close()
+                self._open()
+
+    def close(self) -> None:
+        "The end of it."
+        with suppress(OSError) if self.lost else self._warned():
+            self.file.close()
+
+    def _add(self, events: Iterable[bytes]) -> None:
+        if not self.lost:
+            with self._warned():
+                self._write(events)
+
+    def _write(self, events: Iterable[bytes]) -> None:
+        self.file.write(records(events))
+        self.file.flush()
+        if not os.path.samestat(os.stat(self.file.name), os.fstat(self.file.fileno())):
+            raise FileNotFoundError(errno.ENOENT, "another file has its name")  # ours takes all, but nobody will see it
+
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.lost = True
+            self.warn(f"warning: {self.folder} could not be written: {error.strerror or error}; its curves have a gap")
+
+
+def event(step: int = 0, **what: Any) -> bytes:
+    "What happened at a step, now."
+    return Event(wall_time=time.time(), step=step, **what).SerializeToString()
+
+
+def scalar_events(first: int, rows: Iterable[Mapping[str, float]]) -> Iterator[bytes]:
+    "An event for each row of scalars, at steps from `first` on; made of one message, which is most of the work."
+    for tags, alike in groupby(enumerate(rows, first), lambda numbered: tuple(numbered[1])):
+        message = Event(wall_time=time.time(), summary=Summary(value=[Summary.Value(tag=tag) for tag in tags]))
+        values = list(message.summary.value)
+        for message.step, row in alike:
+            for value, number in zip(values, row.values()):
+                value.simple_value = number
+            yield message.SerializeToString()
+
+
+def records(events: Iterable[bytes]) -> bytes:
+    "As they are in TensorBoard's files: each with its length before it, and checksums behind both."
+    return b"".join(
+        alike_records(np.frombuffer(b"".join(alike), np.uint8).reshape(-1, size))
+        for size, alike in groupby(events, len)
+    )
+
+
+def alike_records(events: np.ndarray) -> bytes:
+    "Those of rows of bytes, an event each."
+    n, size = events.shape
+    made = np.empty(n, [("size", "<u8"), ("size_sum", "<u4"), ("event", "u1", size), ("event_sum", "<u4")])
+    made["size"], made["size_sum"] = size, masked_crc32c(struct.pack("<Q", size))
+    made["event"], made["event_sum"] = events, checksums(events)
+    return made.tobytes()
+
+
+def checksums(rows: np.ndarray) -> np.ndarray:
+    "TensorBoard's checksum (CRC-32C) of each row: byte by byte, but of all at once, which takes a tenth of the time."
+    if len(rows) < FEW:
+        return np.array([masked_crc32c(row.tobytes()) for row in rows], np.uint32)
+    crc = np.full(len(rows), 0xFFFFFFFF, np.uint32)
+    for column in rows.T:
+        crc = TABLE[(crc ^ column) & 0xFF] ^ (crc >> 8)
+    crc = ~crc
+    return (crc >> 15 | crc << 17) + np.uint32(0xA282EAD8)
+
+
+def await_new_second(folder: Path) -> None:
+    "Let a second begin that no event file is named after: TensorBoard reads a run's files in the order of their names."
+    while any(folder.glob(f"*.tfevents.{int(time.time())}.*")):
+        time.sleep(0.02)
+
+
+def add_pictures(run: Path, pictures: Mapping[str, Image]) -> None:
+    "Put pictures, by their tags, into the TensorBoard of a run that is finished."
+    board = Board(run / "tensorboard", print)
+    for tag, picture in pictures.items():
+        board.picture(tag, picture)
+    board.close()
