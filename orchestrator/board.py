@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,11 +16,8 @@ import numpy as np
 from PIL.Image import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import CRC_TABLE, masked_crc32c
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
-
-TABLE = np.array(CRC_TABLE, np.uint32)
-FEW = 40  # events, whose checksums are as quickly had one by one
 
 
 class Board:
@@ -76,8 +72,10 @@ class Board:
                 self._write(events)
 
     def _write(self, events: Iterable[bytes]) -> None:
-        self.file.write(records(events))
-        self.file.flush()
+        records = RecordWriter(self.file)
+        for one in events:
+            records.write(one)
+        records.flush()
         if not os.path.samestat(os.stat(self.file.name), os.fstat(self.file.fileno())):
             raise FileNotFoundError(errno.ENOENT, "another file has its name")  # ours takes all, but nobody will see it
 
@@ -104,34 +102,6 @@ def scalar_events(first: int, rows: Iterable[Mapping[str, float]]) -> Iterator[b
             for value, number in zip(values, row.values()):
                 value.simple_value = number
             yield message.SerializeToString()
-
-
-def records(events: Iterable[bytes]) -> bytes:
-    "As they are in TensorBoard's files: each with its length before it, and checksums behind both."
-    return b"".join(
-        alike_records(np.frombuffer(b"".join(alike), np.uint8).reshape(-1, size))
-        for size, alike in groupby(events, len)
-    )
-
-
-def alike_records(events: np.ndarray) -> bytes:
-    "Those of rows of bytes, an event each."
-    n, size = events.shape
-    made = np.empty(n, [("size", "<u8"), ("size_sum", "<u4"), ("event", "u1", size), ("event_sum", "<u4")])
-    made["size"], made["size_sum"] = size, masked_crc32c(struct.pack("<Q", size))
-    made["event"], made["event_sum"] = events, checksums(events)
-    return made.tobytes()
-
-
-def checksums(rows: np.ndarray) -> np.ndarray:
-    "TensorBoard's checksum (CRC-32C) of each row: byte by byte, but of all at once, which takes a tenth of the time."
-    if len(rows) < FEW:
-        return np.array([masked_crc32c(row.tobytes()) for row in rows], np.uint32)
-    crc = np.full(len(rows), 0xFFFFFFFF, np.uint32)
-    for column in rows.T:
-        crc = TABLE[(crc ^ column) & 0xFF] ^ (crc >> 8)
-    crc = ~crc
-    return (crc >> 15 | crc << 17) + np.uint32(0xA282EAD8)
 
 
 def await_new_second(folder: Path) -> None:
