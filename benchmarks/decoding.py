@@ -22,7 +22,7 @@ from learner.data.decoder import decode_all
 from learner.data.files import open_split
 from learner.data.sources import resolve
 
-N, ROUNDS, BATCH = 256, 20, 128  # a round is a batch by each way in turn: shorter than the machine's moods
+N, ROUNDS, BATCH = 256, 50, 128  # a round is a batch by each way in turn: shorter than the machine's moods
 RAW = "libjpeg-turbo alone, the same scale, bytes in memory, one buffer"
 ASPECTS = (4 / 3, 4 / 3, 4 / 3, 3 / 2, 3 / 4, 1.0, 4 / 3, 5 / 4)  # the short side is 160 in Imagenette's own archive
 Way = Callable[[Sequence[str], int], object]
