@@ -146,19 +146,28 @@ def doing(life: Life) -> str:
     return f"{at.get(life.sign.doing, life.sign.doing)} at step {life.sign.step}"
 
 
-def verdict(failures: Sequence[Failure], before: Sequence[Failure], tolerance: Tolerance) -> str | None:
-    "Why a run must end at these failures, in words that may be empty; None if it can go on. `before` are older ones."
-    if any(failure.kind in ("user", "nan") for failure in failures):
+Incident = Sequence[Failure]  # what failed at once, and is made up for at once: a worker, or a machine with all of its
+
+
+def verdict(incident: Incident, before: Sequence[Incident], tolerance: Tolerance) -> str | None:
+    "Why a run must end at this incident, in words that may be empty; None if it can go on. `before` are older ones."
+    if any(failure.kind in ("user", "nan") for failure in incident):
         return ""
-    for failure in failures:
-        same = [old for old in before if (old.kind, old.message, old.step) == ("error", failure.message, failure.step)]
-        if failure.kind == "error" and same:
+    errors = {(old.message, old.step) for one in before for old in one if old.kind == "error"}
+    for failure in incident:
+        if failure.kind == "error" and (failure.message, failure.step) in errors:
             return f"the same error came at step {failure.step} before, in another process: this is a bug"
-    for kind in ("error", "died", "preempted", "hung", "peer"):
-        count = sum(failure.kind == kind for failure in (*before, *failures))
-        if any(failure.kind == kind for failure in failures) and count > tolerance.max_restarts:
+    for kind in kinds(incident):
+        count = 1 + sum(kind in kinds(one) for one in before)
+        if count > tolerance.max_restarts:
             return f"{count} faults of the kind {kind!r} are more than --max-restarts {tolerance.max_restarts} allows"
     return None
+
+
+def kinds(incident: Incident) -> list[str]:
+    "The kinds of an incident's failures; those of peers only where nothing else explains them."
+    found = sorted({failure.kind for failure in incident})
+    return [kind for kind in found if kind != "peer"] or found
 
 
 @dataclass(frozen=True)

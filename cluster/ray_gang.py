@@ -13,7 +13,18 @@ from typing import Any
 
 from cluster.checkpoint import spoiled
 from cluster.crew import Crew, Member, Workers
-from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, deadlocked, hung, verdict
+from cluster.faults import (
+    FACTOR,
+    Failure,
+    Incident,
+    NoneLeft,
+    Tolerance,
+    WorkersFailed,
+    agree,
+    deadlocked,
+    hung,
+    verdict,
+)
 from cluster.gang import Seat
 from cluster.meeting import Store
 from cluster.messages import Chunk, Job, Report
@@ -46,7 +57,7 @@ class RayGang:
     ) -> None:
         self.tolerance, self.notice = tolerance or Tolerance(), notice
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
-        self.failures: list[Failure] = []
+        self.incidents: list[Incident] = []
         self.newest: set[Member] = set()
         processes = workers.count + self.tolerance.spares
         gpus = math.ceil(processes * workers.gpus_each)
@@ -80,7 +91,7 @@ class RayGang:
         "Seat that many processes, or at least as many as will do, and give them a job; what they did is forgotten."
         self.job, self.wanted, self.slowest = self.ray.put(job), world_size, 0.0
         self.skips_bad_images = job.skip_bad_images
-        self.failures, self.newest = [], set()
+        self.incidents, self.newest = [], set()
         self.crew.seat(world_size, self.tolerance.wait)
         if failures := self._regroup():
             raise WorkersFailed(failures)
@@ -239,8 +250,8 @@ class RayGang:
         while failures:
             step = max(step, *(failure.step for failure in failures))
             culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
-            reason = verdict(culprits, self.failures, self.tolerance)
-            self.failures += culprits
+            reason = verdict(culprits, self.incidents, self.tolerance)
+            self.incidents.append(culprits)
             if reason is not None:
                 raise WorkersFailed(failures, reason)
             gone = {self.seated[failure.rank] for failure in culprits if failure.kind != "peer"}

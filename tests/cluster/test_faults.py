@@ -188,11 +188,36 @@ def test_who_waits_for_a_dead_rank_is_freed_by_that_or_ended() -> None:
 @given(st.sampled_from(["died", "hung", "preempted", "error"]), st.integers(0, 5), st.integers(0, 5))
 def test_each_kind_of_fault_has_its_own_budget(kind: str, allowed: int, before: int) -> None:
     tolerance = Tolerance(max_restarts=allowed)
-    old = [replace(failure(0, kind), step=step, message=f"{step}") for step in range(before)]
-    others = [failure(1, other) for other in ("died", "hung", "preempted") if other != kind] * (allowed + 1)
+    old = [[replace(failure(0, kind), step=step, message=f"{step}")] for step in range(before)]
+    others = [[failure(1, other)] for other in ("died", "hung", "preempted") if other != kind] * (allowed + 1)
     reason = verdict([replace(failure(2, kind), message="new")], [*old, *others], tolerance)
     assert (reason is None) == (before + 1 <= allowed)
     assert reason is None or f"--max-restarts {allowed}" in reason
+
+
+KINDS = ("error", "died", "preempted", "hung", "peer")
+
+
+@pytest.mark.parametrize("n", [1, 8, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_fails_at_once_counts_once(kind: str, n: int) -> None:
+    "A machine with 8 of 16 workers that is lost is one fault, and all at once are one, however many they are."
+    lost = [[replace(failure(rank, kind), step=step) for rank in range(n)] for step in range(3)]
+    assert verdict(lost[2], lost[:2], Tolerance(max_restarts=3)) is None
+    assert "3 faults" in (verdict(lost[2], lost[:2], Tolerance(max_restarts=2)) or "")
+    assert "1 faults" in (verdict(lost[0], [], Tolerance(max_restarts=0)) or "")
+
+
+@given(st.lists(st.lists(st.sampled_from(KINDS), min_size=1, max_size=16), min_size=1, max_size=6), st.integers(0, 6))
+def test_an_incident_counts_once_for_each_kind_in_it(incidents: list[list[str]], allowed: int) -> None:
+    "And who only lost touch with others counts for nothing beside them."
+    *before, last = [
+        [replace(failure(rank, kind), step=step) for rank, kind in enumerate(kinds)]
+        for step, kinds in enumerate(incidents)
+    ]
+    counted = [set(kinds) - {"peer"} or {"peer"} for kinds in incidents]
+    worst = max(sum(kind in kinds for kinds in counted) for kind in counted[-1])
+    assert (verdict(last, before, Tolerance(max_restarts=allowed)) is None) == (worst <= allowed)
 
 
 def test_what_a_user_has_to_mend_is_not_tried_again() -> None:
@@ -202,5 +227,6 @@ def test_what_a_user_has_to_mend_is_not_tried_again() -> None:
 def test_an_error_may_come_once() -> None:
     bug = replace(failure(0, "error"), step=7)
     assert verdict([bug], [], Tolerance()) is None
-    assert verdict([bug], [replace(bug, step=6)], Tolerance()) is None
-    assert "at step 7 before" in (verdict([bug], [replace(bug, rank=2)], Tolerance()) or "")
+    assert verdict([bug], [[replace(bug, step=6)]], Tolerance()) is None
+    assert verdict([bug, replace(bug, rank=1)], [], Tolerance()) is None, "by all ranks at once"
+    assert "at step 7 before" in (verdict([bug], [[failure(0, "died"), replace(bug, rank=2)]], Tolerance()) or "")
