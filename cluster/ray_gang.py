@@ -22,6 +22,7 @@ from cluster.faults import (
     WorkersFailed,
     agree,
     deadlocked,
+    holders,
     hung,
     verdict,
 )
@@ -93,8 +94,9 @@ class RayGang:
         self.skips_bad_images = job.skip_bad_images
         self.incidents, self.newest = [], set()
         self.crew.seat(world_size, self.tolerance.wait)
-        if failures := self._regroup():
-            raise WorkersFailed(failures)
+        while failures := self._regroup():  # nobody holds a state yet: all can begin anew
+            told = "; ".join(self._make_up_for(failures))
+            self.notice(f"{told}. {self.world_size} workers begin the job anew")
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
         "See Gang."
@@ -112,6 +114,7 @@ class RayGang:
                     failures = [failure for _, results in under_way for failure in failed(results)]
                     sent.clear()
                     found = agree([(chunk, list(results.values())) for chunk, results in under_way])
+                    self.newest = set()  # no state is where the driver is, until that knows of all that is done
                     yield from (self._whole(reports, lost) for reports, lost in found.done)
                     self._repair(failures, found.lead)
                     again.extendleft(reversed(found.rest))
@@ -165,8 +168,7 @@ class RayGang:
     def _insist(self, ask: Callable[[], Asked]) -> dict[int, Any]:
         "Ask, and where ranks fail have them replaced and ask again."
         while failures := failed(results := self._answers(ask())):
-            fine = [rank for rank in range(self.world_size) if rank not in {failure.rank for failure in failures}]
-            self._repair(failures, fine + [failure.rank for failure in failures if failure.kind == "peer"])
+            self._repair(failures, holders([[results.get(rank) for rank in range(self.world_size)]]))
         return results
 
     def _answers(self, asked: Asked) -> dict[int, Any]:
@@ -249,22 +251,29 @@ class RayGang:
         told, step = list[str](), -1
         while failures:
             step = max(step, *(failure.step for failure in failures))
-            culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
-            reason = verdict(culprits, self.incidents, self.tolerance)
-            self.incidents.append(culprits)
-            if reason is not None:
-                raise WorkersFailed(failures, reason)
-            gone = {self.seated[failure.rank] for failure in culprits if failure.kind != "peer"}
-            self.newest -= gone
-            if not self.newest:
-                raise NoneLeft(failures)
-            told += [f"{failure}".splitlines()[0] for failure in culprits]
-            self._replace(gone, failures)
+            told += self._make_up_for(failures, holding=True)
             failures = self._regroup()
         self.notice(
             f"{'; '.join(told)}. {self.world_size} workers go on with the next step, "
             f"{time.monotonic() - began:.2f} s later" + (f" (after step {step})" if step >= 0 else "")
         )
+
+    def _make_up_for(self, failures: Sequence[Failure], holding: bool = False) -> list[str]:
+        """Replace the ranks that failed, as far as the tolerance goes; what is to be said of them.
+
+        Where there is a state that ranks are `holding`, one of them must be left.
+        """
+        culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
+        reason = verdict(culprits, self.incidents, self.tolerance)
+        self.incidents.append(culprits)
+        if reason is not None:
+            raise WorkersFailed(failures, reason)
+        gone = {self.seated[failure.rank] for failure in culprits if failure.kind != "peer"}
+        if holding and not self.newest - gone:
+            raise NoneLeft(failures)  # but `salvage` asks them
+        self.newest -= gone
+        self._replace(gone, failures)
+        return [f"{failure}".splitlines()[0] for failure in culprits]
 
     def _replace(self, gone: set[Member], failures: Sequence[Failure]) -> None:
         "Seat others for those that are gone, as far as there are any; WorkersFailed where too few are left."

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.comms import PeerLost
-from cluster.faults import Failure, Tolerance, WorkersFailed, agree, deadlocked, hung, verdict
+from cluster.faults import Failure, Tolerance, WorkersFailed, agree, deadlocked, holders, hung, verdict
 from cluster.messages import Chunk, Report
 from cluster.pulse import Life, Sign
 from learner.errors import UserError
@@ -122,6 +122,34 @@ def _died(one: Report | Failure) -> bool:
 def _done(one: Report | Failure) -> int:
     made = one if isinstance(one, Report) else one.report
     return len(made.chunk.hypers) if made else 0
+
+
+ANSWERS = st.lists(st.tuples(st.sampled_from(["fine", "peer", "error", "died"]), st.booleans()), min_size=3, max_size=3)
+
+
+@given(st.lists(ANSWERS, min_size=1, max_size=2))
+def test_who_lives_on_holds_the_state_and_else_who_failed_outside_of_an_update(asked) -> None:
+    answers = [
+        [
+            None if kind == "fine" else replace(failure(rank, kind), whole=whole)
+            for rank, (kind, whole) in enumerate(one)
+        ]
+        for one in asked
+    ]
+    living = [rank for rank in range(3) if all(one[rank][0] in ("fine", "peer") for one in asked)]
+    whole = [rank for rank in range(3) if all(one[rank][0] in ("fine", "peer") or one[rank][1] for one in asked)]
+    assert holders(answers) == (living or whole)
+
+
+def test_an_error_of_all_ranks_leaves_them_where_they_are() -> None:
+    "Rank 0 in its update, 1 before the second step, and 2 before the third; 3 died. The next chunk came to nothing."
+    first, second = chunk(0, 3), chunk(3, 2)
+    told = [replace(failure(rank, "error"), report=report(rank, first, rank), whole=rank > 0) for rank in range(3)]
+    off = [failure(rank, "peer") for rank in range(3)]
+    found = agree([(first, [*told, failure(3, "died")]), (second, [*off, failure(3, "died")])])
+    assert (found.lead, found.behind) == ([2], [1])
+    assert [(one.first, len(one.hypers)) for one in found.rest] == [(2, 1), (3, 2)]
+    assert [(len(reports), lost) for reports, lost in found.done] == [(1, [0, 1, 3])]
 
 
 def test_a_validation_that_one_rank_did_not_report_is_done_again() -> None:
