@@ -23,6 +23,7 @@ from learner.learner import Callback
 
 PHASES = ("data", "forward", "backward", "reduce", "update", "validate", "checkpoint")
 DEADLY = ("raise", "exit", "SIGKILL", "SIGSTOP", "sleep")  # after which another process has to take over
+HANGS = ("SIGSTOP", "sleep")
 KINDS = (*DEADLY, "NaN", "unreadable", "full disk")
 BEGIN = -1  # the step of who only begins a job, in the phases meet (the others) and start
 

@@ -15,7 +15,7 @@ from cluster.faults import Failure, WorkersFailed
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from tests.chaos.injector import DEADLY, KINDS, PHASES, Fault, Plan, file_of
-from tests.chaos.runs import EPOCHS, STEPS, Run, drive, fault_of, go_on
+from tests.chaos.runs import EPOCHS, STEPS, Run, drive, fault_of, go_on, threaten
 
 NO_FILE = "the pictures of a step are read before it, and nowhere else"
 SENSELESS = {
@@ -49,7 +49,7 @@ def test_another_process_takes_over(
     gang.start(chaos_job, 3)
     said: list[str] = []
     gang.notice = said.append
-    fault_plan.write([fault])
+    threaten(gang, fault_plan, [fault])
     assert drive(gang) == healthy
     assert fault_plan.fired() == 1
     assert len(said) == 1

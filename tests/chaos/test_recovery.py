@@ -19,7 +19,7 @@ from learner.data.files import Labelled
 from orchestrator.config import Config
 from orchestrator.launch import run
 from tests.chaos.injector import BEGIN, DEADLY, PHASES, Fault, Plan
-from tests.chaos.runs import STEPS, Run, chunks, columns, drive, go_on
+from tests.chaos.runs import STEPS, Run, chunks, columns, drive, go_on, threaten
 
 
 def test_two_at_once(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
@@ -57,7 +57,7 @@ def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> N
         phase = rng.choice(PHASES[:-2])  # any step has these
         plan.append(Fault(rng.randrange(3), number * STEPS // 2 + rng.randrange(3), phase, rng.choice(DEADLY)))
     gang.start(job, 3)
-    fault_plan.write(plan)
+    threaten(gang, fault_plan, plan)
     assert drive(gang, epochs) == wanted
     assert fault_plan.fired() == faults
 
