@@ -18,7 +18,8 @@ ABSENCE = 2.0  # ... on another machine: it is down, or can't be reached, and no
 JUST_NOW = 0.5  # a rank that has spoken so lately is there
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
-FACTOR = 10.0  # how many of the slowest steps so far one may last before it counts as a hang
+FACTOR = 10.0  # how many of the slowest of late one step may last before it counts as a hang
+FIRST = 5.0  # how many times as long as else the first steps may last, of which none is known yet, and all is cold
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class NoneLeft(WorkersFailed):
 def not_finite(error: BaseException) -> bool:
     "Whether numbers that are not finite are what ended a run."
     return isinstance(error, NotFinite) or any(one.kind == "nan" for one in getattr(error, "failures", ()))
+
+
+def patience(steps: Collection[float], hang_after: float) -> float:
+    "The seconds that a rank may stand still, where steps have lasted so long of late; none are known at first."
+    return max(hang_after, FACTOR * max(steps)) if steps else FIRST * hang_after
 
 
 def hung(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 from cluster.checkpoint import spoiled
 from cluster.crew import Crew, Member, Workers
 from cluster.faults import (
-    FACTOR,
     Failure,
     Incident,
     NoneLeft,
@@ -24,6 +23,7 @@ from cluster.faults import (
     deadlocked,
     holders,
     hung,
+    patience,
     verdict,
 )
 from cluster.gang import Seat
@@ -35,8 +35,7 @@ from cluster.worker_process import Place
 
 IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
 GRACE = 5.0  # seconds in which a rank that waits for one that failed is freed by that
-FIRST = 5.0  # times as long may the first steps of a group last, in which all is cold
-
+RECENT = 50  # chunks from which it is learnt how long steps last
 SALVAGE = 60.0  # seconds for the state of a survivor to come over, when all else has failed
 
 Asked = dict[int, Any]  # by rank, Ray's reference to the answer
@@ -60,6 +59,7 @@ class RayGang:
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
         self.incidents: list[Incident] = []
         self.newest: set[Member] = set()
+        self.steps = defaultdict[int, deque[float]](lambda: deque(maxlen=RECENT))  # by world size, how long they last
         processes = workers.count + self.tolerance.spares
         gpus = math.ceil(processes * workers.gpus_each)
         self.cluster = JoinedCluster(workers.address) if workers.address else OwnCluster(processes, gpus)
@@ -90,9 +90,10 @@ class RayGang:
 
     def start(self, job: Job, world_size: int) -> None:
         "Seat that many processes, or at least as many as will do, and give them a job; what they did is forgotten."
-        self.job, self.wanted, self.slowest = self.ray.put(job), world_size, 0.0
+        self.job, self.wanted = self.ray.put(job), world_size
         self.skips_bad_images = job.skip_bad_images
         self.incidents, self.newest = [], set()
+        self.steps.clear()
         self.crew.seat(world_size, self.tolerance.wait)
         while failures := self._regroup():  # nobody holds a state yet: all can begin anew
             told = "; ".join(self._make_up_for(failures))
@@ -207,7 +208,7 @@ class RayGang:
     def _end_hung(self, ranks: Iterable[int], off: bool) -> bool:
         "End the ranks that will never answer; whether the group is called off by now, which may be all that it takes."
         lives = {rank: self.watch.look(self.seated[rank].name) for rank in ranks if not self.seated[rank].ended}
-        limit = max(self.tolerance.hang_after, FACTOR * self.slowest) * (1 if self.slowest else FIRST)
+        limit = patience(self.steps[self.world_size], self.tolerance.hang_after)
         away = [rank for rank in lives if self.seated[rank].place.node != self.cluster.host]
         if lives and not off and deadlocked(lives, limit):
             return self._call_off(lives)
@@ -219,9 +220,9 @@ class RayGang:
         return off
 
     def _learn(self, reports: Sequence[Report]) -> None:
-        "How long a step may last."
+        "How long steps last, with so many workers."
         steps = len(reports[0].chunk.hypers)
-        self.slowest = max(self.slowest, *(report.seconds["total"] / steps for report in reports))
+        self.steps[self.world_size].append(max(report.seconds["total"] for report in reports) / steps)
 
     def _whole(self, reports: list[Report], lost: list[int]) -> list[Report]:
         "The reports of what is done, with the unreadable images that ranks which are gone could not name any more."

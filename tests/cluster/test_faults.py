@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.comms import PeerLost
-from cluster.faults import Failure, Tolerance, WorkersFailed, agree, deadlocked, holders, hung, verdict
+from cluster.faults import (
+    Failure,
+    Tolerance,
+    WorkersFailed,
+    agree,
+    deadlocked,
+    holders,
+    hung,
+    patience,
+    verdict,
+)
 from cluster.messages import Chunk, Report
 from cluster.pulse import Life, Sign
 from learner.errors import UserError
@@ -199,6 +209,14 @@ def test_who_is_to_blame_for_a_standstill(lives: dict[int, Life], ended: list[in
 def test_where_all_wait_for_each_other_nobody_is_to_blame(lives: dict[int, Life], all_wait: bool) -> None:
     assert deadlocked(lives, limit=30) == all_wait
     assert not (all_wait and hung(lives, limit=30))
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds"),
+    [([], 300), ([0.01, 0.02], 60), ([5.9, 6.0, 0.1], 60), ([5.0, 7.0, 5.0], 70), ([80.0], 800)],
+)
+def test_a_step_may_last_ten_of_the_slowest_and_the_first_ones_longer(steps: list[float], seconds: float) -> None:
+    assert patience(steps, hang_after=60) == seconds
 
 
 def test_a_machine_that_is_lost_is_noticed_sooner_than_a_process_that_is_held_up() -> None:
