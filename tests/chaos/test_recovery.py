@@ -170,6 +170,22 @@ def test_a_worker_fails_before_anybody_holds_a_state(
 
 
 @pytest.mark.slow
+def test_a_spare_that_died_on_the_bench_is_not_seated(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run
+) -> None:
+    gang.start(chaos_job, 3)
+    spare = gang.crew.take(60.0)
+    assert spare is not None
+    gang.crew.bench.append(spare)
+    os.kill(spare.place.pid, signal.SIGKILL)
+    said: list[str] = []
+    gang.notice = said.append
+    fault_plan.write([Fault(1, 4, "forward", "SIGKILL")])
+    assert drive(gang) == healthy
+    assert len(said) == 1 and said[0].count("rank 1 ") == 1, "nobody tried to go on with it"
+
+
+@pytest.mark.slow
 def test_no_spare_is_needed_to_begin_anew(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
     spare = gang.crew.take(60.0)  # out of reach
     assert spare is not None
