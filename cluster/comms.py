@@ -18,6 +18,7 @@ from torch import Tensor
 from cluster.meeting import CALLED_OFF, Meeting, await_keys, connections, handles, interface_to
 
 TIMEOUT = timedelta(days=1)  # the driver tells who hangs, and frees the others, long before
+CONNECTING = 20.0  # seconds for gloo to connect all ranks, which are there: it takes milliseconds
 ON_ERRORS = {  # of NCCL's or the GPU's: torch would end the process, or wait for minutes, and ask others to do the same
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
@@ -85,6 +86,8 @@ class Group:
     Raises PeerLost where a rank can't be reached.
     """
 
+    connecting = timedelta(seconds=CONNECTING)
+
     def __init__(self, rank: int, world_size: int, meeting: Meeting, backend: str = "gloo") -> None:
         self.rank, self.world_size, self.seconds, self.waiting = rank, world_size, 0.0, False
         self.name, self._started, self._lines = meeting.group, list[Any](), list[socket.socket]()
@@ -98,10 +101,16 @@ class Group:
         # before gloo's own meeting, from which nothing could free a rank if another one never came
         self._wait(lambda: await_keys(named, [f"here/{other}" for other in range(world_size)]))
         before = connections()
-        self._wait(
-            lambda: dist.init_process_group(backend, store=named, rank=rank, world_size=world_size, timeout=TIMEOUT)
-        )
+        self._wait(lambda: self._connect(backend))
         self._lines = handles(connections() - before)
+
+    def _connect(self, backend: str) -> None:
+        "One that dies in this very moment is waited for in vain, and nothing but gloo's own timeout ends that."
+        dist.init_process_group(
+            backend, store=self._store, rank=self.rank, world_size=self.world_size, timeout=self.connecting
+        )
+        if self.connecting != TIMEOUT:
+            dist.distributed_c10d._set_pg_timeout(TIMEOUT)
 
     def sum_(self, tensor: Tensor) -> None:
         "See Comm."
@@ -161,6 +170,7 @@ class NcclGroup(Group):
     before, and whoever has waited for a sum looks there behind it: if nobody had given up by then, the sum is whole.
     """
 
+    connecting = TIMEOUT  # it does so in its first sum
     _ranks: dist.ProcessGroup | None = None  # torch's object of this group: a later one is no business of ours
     _aborting: Thread | None = None
 

@@ -17,6 +17,7 @@ from cluster.worker_process import Place, WorkerProcess
 from learner.errors import UserError
 
 PLACEMENT_TIMEOUT = 60.0
+ANSWER = 10.0  # seconds for a process that is up to say so again
 MAX_LOST = 10  # processes that ended on the bench; one that can never start would go on for ever
 
 
@@ -105,7 +106,8 @@ class Crew:
             member = answers[up[0]]
             self.bench.remove(member)
             try:
-                member.place = self.ray.get(member.answer)
+                self.ray.get(member.answer)
+                member.place = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
                 return member
             except self.ray.exceptions.RayError as error:
                 self.lost, self.why = self.lost + 1, f": {str(error).strip().splitlines()[0]}"

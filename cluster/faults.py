@@ -18,8 +18,8 @@ ABSENCE = 2.0  # ... on another machine: it is down, or can't be reached, and no
 JUST_NOW = 0.5  # a rank that has spoken so lately is there
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
-REFUSED = ("peer", "nan", "user")  # kinds of failures after which a rank holds what it held before the step
-FACTOR = 10.0  # how many of the slowest steps so far one may last before it counts as a hang
+FACTOR = 10.0  # how many of the slowest of late one step may last before it counts as a hang
+FIRST = 5.0  # how many times as long as else the first steps may last, of which none is known yet, and all is cold
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Failure:
 
     `kind` is user (a UserError: its message says all), nan (a NotFinite), error (an exception: `trace` says where),
     died (the process is gone), preempted (its machine was taken back), hung (it had to be ended), or peer (a
-    consequence of another rank's failure). `report` is what it had done before of what it was told to do last.
+    consequence of another rank's failure). `report` is what it had done before of what it was told to do last, and
+    `whole` says that the rank still holds what that came to, if its process can be asked for it.
     """
 
     rank: int
@@ -54,14 +55,17 @@ class Failure:
     trace: str = ""
     step: int = -1
     report: Report | None = None
+    whole: bool = False
 
     @classmethod
-    def of(cls, rank: int, error: BaseException, step: int = -1, report: Report | None = None) -> Failure:
+    def of(
+        cls, rank: int, error: BaseException, step: int = -1, report: Report | None = None, whole: bool = False
+    ) -> Failure:
         "The failure of this process."
         kinds = {NotFinite: "nan", UserError: "user", PeerLost: "peer"}
         kind = next((name for of, name in kinds.items() if isinstance(error, of)), "error")
         message = str(error) if kind in ("nan", "user") else f"{type(error).__name__}: {error}"
-        return cls(rank, socket.gethostname(), getpid(), kind, message, traceback.format_exc(), step, report)
+        return cls(rank, socket.gethostname(), getpid(), kind, message, traceback.format_exc(), step, report, whole)
 
     def __str__(self) -> str:
         where = f"rank {self.rank} (host {self.host}, pid {self.pid})"
@@ -99,6 +103,11 @@ class NoneLeft(WorkersFailed):
 def not_finite(error: BaseException) -> bool:
     "Whether numbers that are not finite are what ended a run."
     return isinstance(error, NotFinite) or any(one.kind == "nan" for one in getattr(error, "failures", ()))
+
+
+def patience(steps: Collection[float], hang_after: float) -> float:
+    "The seconds that a rank may stand still, where steps have lasted so long of late; none are known at first."
+    return max(hang_after, FACTOR * max(steps)) if steps else FIRST * hang_after
 
 
 def hung(
@@ -146,19 +155,28 @@ def doing(life: Life) -> str:
     return f"{at.get(life.sign.doing, life.sign.doing)} at step {life.sign.step}"
 
 
-def verdict(failures: Sequence[Failure], before: Sequence[Failure], tolerance: Tolerance) -> str | None:
-    "Why a run must end at these failures, in words that may be empty; None if it can go on. `before` are older ones."
-    if any(failure.kind in ("user", "nan") for failure in failures):
+Incident = Sequence[Failure]  # what failed at once, and is made up for at once: a worker, or a machine with all of its
+
+
+def verdict(incident: Incident, before: Sequence[Incident], tolerance: Tolerance) -> str | None:
+    "Why a run must end at this incident, in words that may be empty; None if it can go on. `before` are older ones."
+    if any(failure.kind in ("user", "nan") for failure in incident):
         return ""
-    for failure in failures:
-        same = [old for old in before if (old.kind, old.message, old.step) == ("error", failure.message, failure.step)]
-        if failure.kind == "error" and same:
+    errors = {(old.message, old.step) for one in before for old in one if old.kind == "error"}
+    for failure in incident:
+        if failure.kind == "error" and (failure.message, failure.step) in errors:
             return f"the same error came at step {failure.step} before, in another process: this is a bug"
-    for kind in ("error", "died", "preempted", "hung", "peer"):
-        count = sum(failure.kind == kind for failure in (*before, *failures))
-        if any(failure.kind == kind for failure in failures) and count > tolerance.max_restarts:
+    for kind in kinds(incident):
+        count = 1 + sum(kind in kinds(one) for one in before)
+        if count > tolerance.max_restarts:
             return f"{count} faults of the kind {kind!r} are more than --max-restarts {tolerance.max_restarts} allows"
     return None
+
+
+def kinds(incident: Incident) -> list[str]:
+    "The kinds of an incident's failures; those of peers only where nothing else explains them."
+    found = sorted({failure.kind for failure in incident})
+    return [kind for kind in found if kind != "peer"] or found
 
 
 @dataclass(frozen=True)
@@ -178,6 +196,16 @@ class Agreement:
 Results = Sequence[Report | Failure]
 
 
+def holders(asked: Sequence[Sequence[object]]) -> list[int]:
+    """The ranks that hold the run's state, from each rank's answer to all that was asked of them.
+
+    Those that live on; where none does, those that failed outside of an update: what they hold can be saved.
+    """
+    ranks = range(len(asked[0]))
+    living = [rank for rank in ranks if all(_lives(answers[rank]) for answers in asked)]
+    return living or [rank for rank in ranks if all(_lives(one[rank]) or _is_whole(one[rank]) for one in asked)]
+
+
 def agree(sent: Sequence[tuple[Chunk, Results]]) -> Agreement:
     """From the chunks that were under way and each rank's answer, find the last step that a survivor has completed.
 
@@ -186,9 +214,7 @@ def agree(sent: Sequence[tuple[Chunk, Results]]) -> Agreement:
     """
     ranks = range(len(sent[0][1]))
     steps = {rank: sum(_steps(results[rank]) for _, results in sent) for rank in ranks}
-    alive = [rank for rank in ranks if all(_survived(results[rank]) for _, results in sent)]
-    if not alive:  # the run will end, but what they hold can be saved
-        alive = [rank for rank in ranks if all(_survived(results[rank], REFUSED) for _, results in sent)]
+    alive = holders([results for _, results in sent])
     furthest = max((steps[rank] for rank in alive), default=0)
     lead = [rank for rank in alive if steps[rank] == furthest]
     found, left = Agreement(lead=lead, behind=[rank for rank in alive if rank not in lead]), furthest
@@ -216,5 +242,9 @@ def _steps(result: Report | Failure) -> int:
     return len(report.chunk.hypers) if report and report.chunk.train else 0
 
 
-def _survived(result: Report | Failure, kinds: Collection[str] = ("peer",)) -> bool:
-    return isinstance(result, Report) or result.kind in kinds
+def _lives(answer: object) -> bool:
+    return not isinstance(answer, Failure) or answer.kind == "peer"
+
+
+def _is_whole(answer: object) -> bool:
+    return isinstance(answer, Failure) and answer.whole

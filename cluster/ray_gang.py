@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,19 @@ from typing import Any
 
 from cluster.checkpoint import spoiled
 from cluster.crew import Crew, Member, Workers
-from cluster.faults import FACTOR, Failure, NoneLeft, Tolerance, WorkersFailed, agree, deadlocked, hung, verdict
+from cluster.faults import (
+    Failure,
+    Incident,
+    NoneLeft,
+    Tolerance,
+    WorkersFailed,
+    agree,
+    deadlocked,
+    holders,
+    hung,
+    patience,
+    verdict,
+)
 from cluster.gang import Seat
 from cluster.meeting import Store
 from cluster.messages import Chunk, Job, Report
@@ -23,7 +35,7 @@ from cluster.worker_process import Place
 
 IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
 GRACE = 5.0  # seconds in which a rank that waits for one that failed is freed by that
-FIRST = 5.0  # times as long may the first steps of a group last, in which all is cold
+RECENT = 50  # chunks from which it is learnt how long steps last
 SALVAGE = 60.0  # seconds for the state of a survivor to come over, when all else has failed
 
 Asked = dict[int, Any]  # by rank, Ray's reference to the answer
@@ -47,8 +59,9 @@ class RayGang:
     ) -> None:
         self.tolerance, self.notice, self.done = tolerance or Tolerance(), notice, done
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
-        self.failures: list[Failure] = []
+        self.incidents: list[Incident] = []
         self.newest: set[Member] = set()
+        self.steps = defaultdict[int, deque[float]](lambda: deque(maxlen=RECENT))  # by world size, how long they last
         processes = workers.count + self.tolerance.spares
         gpus = math.ceil(processes * workers.gpus_each)
         self.cluster = JoinedCluster(workers.address) if workers.address else OwnCluster(processes, gpus)
@@ -80,13 +93,15 @@ class RayGang:
 
     def start(self, job: Job, world_size: int) -> None:
         "Seat that many processes, or at least as many as will do, and give them a job; what they did is forgotten."
-        self.job, self.wanted, self.slowest = self.ray.put(job), world_size, 0.0
+        self.job, self.wanted = self.ray.put(job), world_size
         self.skips_bad_images = job.skip_bad_images
-        self.failures, self.newest = [], set()
+        self.incidents, self.newest = [], set()
+        self.steps.clear()
         self.crew.seat(world_size, self.tolerance.wait)
         self.done("workers")
-        if failures := self._regroup():
-            raise WorkersFailed(failures)
+        while failures := self._regroup():  # nobody holds a state yet: all can begin anew
+            told = "; ".join(self._make_up_for(failures))
+            self.notice(f"{told}. {self.world_size} workers begin the job anew")
         self.done("process group and model")
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
@@ -105,6 +120,7 @@ class RayGang:
                     failures = [failure for _, results in under_way for failure in failed(results)]
                     sent.clear()
                     found = agree([(chunk, list(results.values())) for chunk, results in under_way])
+                    self.newest = set()  # no state is where the driver is, until that knows of all that is done
                     yield from (self._whole(reports, lost) for reports, lost in found.done)
                     self._repair(failures, found.lead)
                     again.extendleft(reversed(found.rest))
@@ -158,8 +174,7 @@ class RayGang:
     def _insist(self, ask: Callable[[], Asked]) -> dict[int, Any]:
         "Ask, and where ranks fail have them replaced and ask again."
         while failures := failed(results := self._answers(ask())):
-            fine = [rank for rank in range(self.world_size) if rank not in {failure.rank for failure in failures}]
-            self._repair(failures, fine + [failure.rank for failure in failures if failure.kind == "peer"])
+            self._repair(failures, holders([[results.get(rank) for rank in range(self.world_size)]]))
         return results
 
     def _answers(self, asked: Asked) -> dict[int, Any]:
@@ -198,7 +213,7 @@ class RayGang:
     def _end_hung(self, ranks: Iterable[int], off: bool) -> bool:
         "End the ranks that will never answer; whether the group is called off by now, which may be all that it takes."
         lives = {rank: self.watch.look(self.seated[rank].name) for rank in ranks if not self.seated[rank].ended}
-        limit = max(self.tolerance.hang_after, FACTOR * self.slowest) * (1 if self.slowest else FIRST)
+        limit = patience(self.steps[self.world_size], self.tolerance.hang_after)
         away = [rank for rank in lives if self.seated[rank].place.node != self.cluster.host]
         if lives and not off and deadlocked(lives, limit):
             return self._call_off(lives)
@@ -210,9 +225,9 @@ class RayGang:
         return off
 
     def _learn(self, reports: Sequence[Report]) -> None:
-        "How long a step may last."
+        "How long steps last, with so many workers."
         steps = len(reports[0].chunk.hypers)
-        self.slowest = max(self.slowest, *(report.seconds["total"] / steps for report in reports))
+        self.steps[self.world_size].append(max(report.seconds["total"] for report in reports) / steps)
 
     def _whole(self, reports: list[Report], lost: list[int]) -> list[Report]:
         "The reports of what is done, with the unreadable images that ranks which are gone could not name any more."
@@ -242,22 +257,29 @@ class RayGang:
         told, step = list[str](), -1
         while failures:
             step = max(step, *(failure.step for failure in failures))
-            culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
-            reason = verdict(culprits, self.failures, self.tolerance)
-            self.failures += culprits
-            if reason is not None:
-                raise WorkersFailed(failures, reason)
-            gone = {self.seated[failure.rank] for failure in culprits if failure.kind != "peer"}
-            self.newest -= gone
-            if not self.newest:
-                raise NoneLeft(failures)
-            told += [f"{failure}".splitlines()[0] for failure in culprits]
-            self._replace(gone, failures)
+            told += self._make_up_for(failures, holding=True)
             failures = self._regroup()
         self.notice(
             f"{'; '.join(told)}. {self.world_size} workers go on with the next step, "
             f"{time.monotonic() - began:.2f} s later" + (f" (after step {step})" if step >= 0 else "")
         )
+
+    def _make_up_for(self, failures: Sequence[Failure], holding: bool = False) -> list[str]:
+        """Replace the ranks that failed, as far as the tolerance goes; what is to be said of them.
+
+        Where there is a state that ranks are `holding`, one of them must be left.
+        """
+        culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
+        reason = verdict(culprits, self.incidents, self.tolerance)
+        self.incidents.append(culprits)
+        if reason is not None:
+            raise WorkersFailed(failures, reason)
+        gone = {self.seated[failure.rank] for failure in culprits if failure.kind != "peer"}
+        if holding and not self.newest - gone:
+            raise NoneLeft(failures)  # but `salvage` asks them
+        self.newest -= gone
+        self._replace(gone, failures)
+        return [f"{failure}".splitlines()[0] for failure in culprits]
 
     def _replace(self, gone: set[Member], failures: Sequence[Failure]) -> None:
         "Seat others for those that are gone, as far as there are any; WorkersFailed where too few are left."

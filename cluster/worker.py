@@ -105,6 +105,8 @@ class Worker(Replica):
         if not job.sync_batchnorm:
             self.learner.opt.then(self._average_statistics)
         self.learner("after_opt")
+        self.whole = True  # what this rank holds: not in the midst of an update
+        self.learner.opt.then(self._begin_update)  # the last that is called before it
         self.chunk = Chunk(True, 0, 0, 0, ())
         self.moves, self.doing = 0, "nothing"
         self.frozen: bool | None = None  # the body, where it is fine-tuned: the hyperparameters of each step say
@@ -181,6 +183,7 @@ class Worker(Replica):
                 other = PeerLost(f"numbers of another rank are not finite at step {self.step}")
                 raise (NotFinite(f"{told}; {ADVICE}") if told else other) from None
             self._redo(error, batch)
+        self.whole = True
         if self.guard.skipped:
             self._note_skipped(batch)
 
@@ -249,6 +252,15 @@ class Worker(Replica):
                 cb.place = part.mine, part.n
             if size and isinstance(cb, SetupLearner) and isinstance(cb.augment, Warp):
                 cb.augment.train_size = int(size)
+
+    def _begin_update(self, params: object) -> None:
+        self.whole = False
+
+    def load(self, snapshot: dict[str, np.ndarray]) -> None:
+        "See Replica."
+        self.whole = False
+        super().load(snapshot)
+        self.whole = True
 
     def _average_statistics(self, params: object) -> None:
         "With statistics of local batches, running ones are averaged: their updates are linear, so all is kept."

@@ -67,6 +67,7 @@ class WorkerProcess:
     def _start(self, seat: Seat, job: Job, meeting: Meeting, joining: bool) -> None:
         if self.worker is not None:
             self.worker.close()
+            self.worker = None
         device = torch.device("cuda", 0) if self.gpu else torch.device("cpu")
         if self.gpu:  # Ray shows each worker its own GPU alone
             torch.cuda.set_device(device)
@@ -117,14 +118,15 @@ class WorkerProcess:
 
     def _failure(self, error: Exception, running: bool = False) -> Failure:
         self.out_of_group = True
-        step, report = -1, None
+        step, report, whole = -1, None, False
         if self.group is not None:
             self.group.close()
         if self.worker is not None:
             step = self.worker.step
-            with suppress(RuntimeError):  # a GPU that is out of order gives nothing back
+            with suppress(RuntimeError, MemoryError):  # a GPU that is out of order gives nothing back
                 report = self.worker.report() if running else None
-        failure = Failure.of(self.rank, error, step, report)
+                whole = self.worker.whole
+        failure = Failure.of(self.rank, error, step, report, whole)
         note(failure.trace)
         return failure
 

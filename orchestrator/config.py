@@ -151,7 +151,10 @@ class Config:
         choices=("stop", "skip", "rollback"),
     )
     hang_after: float = option(
-        60.0, "replace a worker that makes no progress for so long, or for 10 of the slowest steps", FAULTS, "SECONDS"
+        60.0,
+        "replace a worker that makes no progress for so long, or for 10 of the slowest steps of late",
+        FAULTS,
+        "SECONDS",
     )
 
     runs: str = option("runs", "the folder of all runs", RUN, "DIR")

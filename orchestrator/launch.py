@@ -16,14 +16,14 @@ def run(config: Config) -> dict[str, Any]:
 
     Where no worker is left, all begin again at the newest checkpoint.
     """
-    from cluster.faults import Failure, NoneLeft, not_finite, verdict  # here: --help and most mistakes need no torch
+    from cluster.faults import Incident, NoneLeft, not_finite, verdict  # here: --help and most mistakes need no torch
     from learner.errors import UserError
     from orchestrator.build import tolerance
     from orchestrator.fit import fit
     from orchestrator.session import open_session
     from orchestrator.summary import conclude
 
-    seen, rollbacks = list[Failure](), 0
+    seen, rollbacks = list[Incident](), 0
     again = config
     while True:
         try:
@@ -32,11 +32,14 @@ def run(config: Config) -> dict[str, Any]:
                 row = fit(session)
             break
         except UserError as error:
+            reason = verdict(error.failures, seen, tolerance(config)) if isinstance(error, NoneLeft) else ""
             if config.on_nan == "rollback" and not_finite(error) and rollbacks < config.max_restarts:
                 rollbacks, what = rollbacks + 1, "back to the last epoch, at half the rate"
-            elif isinstance(error, NoneLeft) and verdict(error.failures, seen, tolerance(config)) is None:
-                seen, what = [*seen, *error.failures], "no worker is left: all begin again at the newest checkpoint"
+            elif isinstance(error, NoneLeft) and reason is None:
+                seen, what = [*seen, error.failures], "no worker is left: all begin again at the newest checkpoint"
             else:
+                if reason:
+                    error.add_note(reason)
                 raise
             print(f"{error}\n{what}\n", file=sys.stderr, flush=True)
     conclude(config, session.folder, row, len(session.tracker.bad_images))

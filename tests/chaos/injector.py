@@ -23,7 +23,9 @@ from learner.learner import Callback
 
 PHASES = ("data", "forward", "backward", "reduce", "update", "validate", "checkpoint")
 DEADLY = ("raise", "exit", "SIGKILL", "SIGSTOP", "sleep")  # after which another process has to take over
+HANGS = ("SIGSTOP", "sleep")
 KINDS = (*DEADLY, "NaN", "unreadable", "full disk")
+BEGIN = -1  # the step of who only begins a job, in the phases meet (the others) and start
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,16 @@ class FaultyProcess(WorkerProcess):
     root = Path("/nowhere")  # of the project
 
     def _sit(self, seat: Seat, meeting: Meeting) -> Group:
-        plan = Plan(self.folder)
+        plan, self.rank = Plan(self.folder), seat.rank
         plan.read()
         self.backend = plan.backend
         if self.backend == "silent":
             sys.path.append(str(self.root))
             import_module("tests.chaos.silent").install()
-        return super()._sit(seat, meeting)
+        self.reach("meet")
+        group = super()._sit(seat, meeting)
+        self.reach("start")
+        return group
 
     def _start(self, *args: Any) -> None:
         super()._start(*args)
@@ -163,13 +168,12 @@ class FaultyProcess(WorkerProcess):
 
     def reach(self, phase: str) -> None:
         "If a fault is planned for here and now, let it come."
-        plan = Plan(self.folder)
-        assert self.worker is not None
+        plan, step = Plan(self.folder), self.worker.step if self.worker else BEGIN
         for number, fault in enumerate(plan.read()):
-            here = (fault.rank, fault.step, fault.phase) == (self.rank, self.worker.step, phase)
+            here = (fault.rank, fault.step, fault.phase) == (self.rank, step, phase)
             if here and fault.kind != "unreadable" and plan.take(number, fault.times):
                 note(f"injected: {fault}")
-                if fault.kind == "NaN":
+                if fault.kind == "NaN" and self.worker:
                     spoil(self.worker, phase)
                 elif fault.kind == "full disk":
                     self.fill_disk()

@@ -1,11 +1,11 @@
 "A run on Ray workers, driven by hand as the driver does it, and all that it leaves."
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.messages import Chunk, Report
+from cluster.messages import Chunk, Job, Report
 from cluster.ray_gang import RayGang
-from tests.chaos.injector import KINDS, PHASES, Fault
+from tests.chaos.injector import HANGS, KINDS, PHASES, Fault, Plan
 
 STEPS = 7  # in an epoch: 53 pictures in batches of 8
 EPOCHS = 2
@@ -54,3 +54,27 @@ def drive(gang: RayGang, epochs: int = EPOCHS, length: int = 3) -> Run:
                 places += [reports[0].chunk.first + i for i in range(len(reports[0].chunk.hypers))]
             gang.call_first("snapshot")
     return Run(found[True], found[False], gang.call("fingerprint"), places)
+
+
+def threaten(gang: RayGang, plan: Plan, faults: list[Fault]) -> None:
+    """Plan these faults. Where some are hangs, the gang is quick to call a worker hung.
+
+    Only there: on a busy machine, a healthy one may be held up for so long.
+    """
+    if any(fault.kind in HANGS for fault in faults):
+        gang.tolerance = replace(gang.tolerance, hang_after=1.5)
+    plan.write(faults)
+
+
+def go_on(gang: RayGang, job: Job, plan: Plan, step: int, healthy: Run) -> None:
+    "What can be saved of a run that ended is all up to `step`: once the cause is mended, it goes on from there."
+    salvaged = gang.salvage()
+    assert salvaged is not None
+    plan.write([])
+    gang.start(job, 3)
+    gang.call("load", salvaged)
+    epoch, first = divmod(step, STEPS)
+    rest = [chunk for chunk in chunks(True, epoch, 1) if chunk.first >= first]
+    assert [row for reports in gang.stream(rest) for row in columns(reports)] == healthy.trained[
+        step : STEPS * (epoch + 1)
+    ]

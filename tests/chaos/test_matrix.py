@@ -15,7 +15,7 @@ from cluster.faults import Failure, WorkersFailed
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from tests.chaos.injector import DEADLY, KINDS, PHASES, Fault, Plan, file_of
-from tests.chaos.runs import EPOCHS, STEPS, Run, chunks, columns, drive, fault_of
+from tests.chaos.runs import EPOCHS, STEPS, Run, drive, fault_of, go_on, threaten
 
 NO_FILE = "the pictures of a step are read before it, and nowhere else"
 SENSELESS = {
@@ -49,7 +49,7 @@ def test_another_process_takes_over(
     gang.start(chaos_job, 3)
     said: list[str] = []
     gang.notice = said.append
-    fault_plan.write([fault])
+    threaten(gang, fault_plan, [fault])
     assert drive(gang) == healthy
     assert fault_plan.fired() == 1
     assert len(said) == 1
@@ -140,17 +140,3 @@ def end(gang: RayGang) -> list[Failure]:
     with pytest.raises(WorkersFailed) as caught:
         drive(gang)
     return caught.value.failures
-
-
-def go_on(gang: RayGang, job: Job, plan: Plan, step: int, healthy: Run) -> None:
-    "What can be saved of a run that ended is all up to `step`: once the cause is mended, it goes on from there."
-    salvaged = gang.salvage()
-    assert salvaged is not None
-    plan.write([])
-    gang.start(job, 3)
-    gang.call("load", salvaged)
-    epoch, first = divmod(step, STEPS)
-    rest = [chunk for chunk in chunks(True, epoch, 1) if chunk.first >= first]
-    assert [row for reports in gang.stream(rest) for row in columns(reports)] == healthy.trained[
-        step : STEPS * (epoch + 1)
-    ]

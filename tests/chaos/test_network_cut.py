@@ -59,7 +59,7 @@ healthy = run()
 gang.start(job, 3)
 hit = run(cut=sys.argv[5:])
 print(json.dumps({"healthy": healthy, "hit": hit, "said": said, "hosts": [place.host for place in gang.places],
-                  "failures": [(failure.rank, failure.kind) for failure in gang.failures]}), flush=True)
+                  "failures": [(one.rank, one.kind) for incident in gang.incidents for one in incident]}), flush=True)
 gang.close()
 """
 

@@ -4,17 +4,22 @@ import os
 import random
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import orchestrator.session
+from cluster.checkpoint import Checkpoints
 from cluster.faults import NoneLeft, WorkersFailed
 from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
 from learner.data.files import Labelled
-from tests.chaos.injector import DEADLY, PHASES, Fault, Plan
-from tests.chaos.runs import STEPS, Run, chunks, columns, drive
+from orchestrator.config import Config
+from orchestrator.launch import run
+from tests.chaos.injector import BEGIN, DEADLY, PHASES, Fault, Plan
+from tests.chaos.runs import STEPS, Run, chunks, columns, drive, go_on, threaten
 
 
 def test_two_at_once(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
@@ -52,7 +57,7 @@ def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> N
         phase = rng.choice(PHASES[:-2])  # any step has these
         plan.append(Fault(rng.randrange(3), number * STEPS // 2 + rng.randrange(3), phase, rng.choice(DEADLY)))
     gang.start(job, 3)
-    fault_plan.write(plan)
+    threaten(gang, fault_plan, plan)
     assert drive(gang, epochs) == wanted
     assert fault_plan.fired() == faults
 
@@ -84,6 +89,117 @@ def test_all_at_once_leave_nothing(gang: RayGang, fault_plan: Plan, chaos_job: J
     with pytest.raises(NoneLeft, match="process died"):
         drive(gang)
     assert gang.salvage() is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "step"),
+    [("forward", 4), ("validate", STEPS)]
+    + [
+        pytest.param(phase, step, marks=pytest.mark.slow)
+        for step, phase in enumerate(["data", "backward", "reduce"], 2)
+    ],
+)
+def test_an_error_of_all_ranks_costs_no_step(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, phase: str, step: int
+) -> None:
+    "What a step changes comes behind all that can fail: each holds the steps before."
+    gang.start(chaos_job, 3)
+    fault_plan.write([Fault(rank, step, phase, "raise") for rank in range(3)])
+    with pytest.raises(NoneLeft, match="injected"):
+        drive(gang)
+    go_on(gang, chaos_job, fault_plan, step, healthy)
+
+
+def test_an_error_of_all_ranks_ends_a_run_at_the_step_where_it_came_twice(
+    gang: RayGang, fault_plan: Plan, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    "In the midst of an epoch: all begin again there, and in the end it is saved."
+
+    def make_gang(job: Job, devices: object, config: object, logs: Path, notice: object) -> RayGang:
+        (logs / "rank_0.log").touch()  # as its own workers would: the run has begun
+        gang.start(job, 3)
+        return gang
+
+    monkeypatch.setattr(orchestrator.session, "make_gang", make_gang)
+    monkeypatch.setattr(gang, "close", lambda: None)
+    fault_plan.write([Fault(rank, STEPS + 2, "forward", "raise", times=2) for rank in range(3)])
+    config = Config(data=str(pictures), cpus=2, size=16, batch_size=8, epochs=2, lr=0.1, name="run",
+                    runs=str(tmp_path), data_dir=str(tmp_path), cache="off")  # fmt: skip
+    with pytest.raises(NoneLeft) as caught:
+        run(config)
+    said = capsys.readouterr()
+    assert said.err.count("all begin again at the newest checkpoint") == 1
+    assert f"going on at step {STEPS + 2}\n" in said.out
+    assert Checkpoints(tmp_path / "run" / "version_0" / "checkpoints").steps()[-1] == STEPS + 2
+    *_, saved, bug = caught.value.__notes__
+    assert "all completed steps are saved" in saved and "this is a bug" in bug
+
+
+def test_what_is_half_updated_is_not_saved(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    gang.start(chaos_job, 3)
+    fault_plan.write([Fault(rank, 3, "update", "raise") for rank in range(3)])
+    with pytest.raises(NoneLeft, match="injected"):
+        drive(gang)
+    assert gang.salvage() is None
+
+
+def test_an_error_of_all_ranks_between_steps_costs_none(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run
+) -> None:
+    gang.start(chaos_job, 3)
+    list(gang.stream(chunks(True, 0, 3)))
+    with pytest.raises(NoneLeft):
+        gang.call("no_such_method")
+    go_on(gang, chaos_job, fault_plan, STEPS, healthy)
+
+
+@pytest.mark.parametrize("kind", ["SIGKILL", pytest.param("raise", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("phase", ["meet", "start"])
+def test_a_worker_fails_before_anybody_holds_a_state(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, phase: str, kind: str
+) -> None:
+    "All begin the job anew, with the spare in its place."
+    said: list[str] = []
+    gang.notice = said.append
+    fault_plan.write([Fault(1, BEGIN, phase, kind)])
+    gang.start(chaos_job, 3)
+    assert fault_plan.fired() == 1
+    assert len(said) == 1 and "rank 1 " in said[0] and "begin" in said[0]
+    assert drive(gang) == healthy
+
+
+@pytest.mark.slow
+def test_a_spare_that_died_on_the_bench_is_not_seated(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run
+) -> None:
+    gang.start(chaos_job, 3)
+    spare = gang.crew.take(60.0)
+    assert spare is not None
+    gang.crew.bench.append(spare)
+    os.kill(spare.place.pid, signal.SIGKILL)
+    said: list[str] = []
+    gang.notice = said.append
+    fault_plan.write([Fault(1, 4, "forward", "SIGKILL")])
+    assert drive(gang) == healthy
+    assert len(said) == 1 and said[0].count("rank 1 ") == 1, "nobody tried to go on with it"
+
+
+@pytest.mark.slow
+def test_no_spare_is_needed_to_begin_anew(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
+    spare = gang.crew.take(60.0)  # out of reach
+    assert spare is not None
+    fault_plan.write([Fault(rank, BEGIN, "start", "SIGKILL") for rank in (0, 2)])
+    gang.start(chaos_job, 3)
+    assert drive(gang) == healthy
+    gang.crew.bench.append(spare)
+
+
+def test_an_error_at_each_start_is_a_bug(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    fault_plan.write([Fault(1, BEGIN, "start", "raise", times=9)])
+    with pytest.raises(WorkersFailed, match=r"(?s)RuntimeError: injected.*the same error came .*: this is a bug"):
+        gang.start(chaos_job, 3)
+    assert fault_plan.fired() == 2
 
 
 def test_the_same_error_twice_is_a_bug(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
@@ -181,3 +297,21 @@ def test_the_pictures_that_a_dead_rank_skipped_are_known(
         monkeypatch.setattr(gang, "_whole", kill_the_first)
     bad = [image for reports in gang.stream(chunks(True, 0, 7)) for report in reports for image in report.bad_images]
     assert len(bad) == sum(file == "/no/such.jpg" for file in files)
+
+
+def test_nothing_is_saved_that_is_not_where_the_driver_is(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "A rank is a step ahead of the others, but what came of that step went with it: they hold too little."
+    gang.start(replace(chaos_job, skip_bad_images=True), 3)
+    fault_plan.write([Fault(1, 5, "forward", "SIGKILL")])
+    whole = gang._whole
+
+    def lose_the_lead(reports: list[Any], lost: list[int]) -> Any:
+        os.kill(gang.places[0].pid, signal.SIGKILL)
+        return whole([reports[0]], lost)
+
+    monkeypatch.setattr(gang, "_whole", lose_the_lead)
+    with pytest.raises(NoneLeft):
+        list(gang.stream(chunks(True, 0, 7)))
+    assert gang.salvage() is None

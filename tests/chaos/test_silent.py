@@ -11,7 +11,7 @@ import pytest
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from tests.chaos.injector import DEADLY, PHASES, Fault, Plan
-from tests.chaos.runs import Run, drive, fault_of
+from tests.chaos.runs import Run, drive, fault_of, threaten
 
 DAILY = [("forward", "raise"), ("backward", "SIGKILL"), ("reduce", "exit"), ("update", "SIGKILL"), ("validate", "exit")]
 CASES = [
@@ -57,7 +57,7 @@ def test_survivors_go_on(
     said: list[str] = []
     silent_gang.notice = said.append
     silent_gang.start(chaos_job, 3)
-    fault_plan.write([fault])
+    threaten(silent_gang, fault_plan, [fault])
     assert drive(silent_gang) == undisturbed
     assert fault_plan.fired() == 1
     assert len(said) == 1

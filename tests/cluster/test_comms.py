@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from cluster.comms import Group, PeerLost, Solo
+from cluster.comms import TIMEOUT, Group, PeerLost, Solo
 from cluster.meeting import Store, interface_to
 
 WORLD_SIZE = 3
@@ -63,6 +66,18 @@ def test_nobody_waits_for_a_rank_that_will_never_come() -> None:
     store.call_off(store.meeting.group)
     with pytest.raises(PeerLost, match="the meeting is called off"):
         Group(0, 2, store.meeting, "gloo")
+
+
+def test_nobody_waits_for_a_rank_that_dies_as_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    "It was there a moment ago. Who waits can meet others then."
+    store = Store("127.0.0.1")
+    store.write(f"{store.meeting.group}/here/1", "")
+    monkeypatch.setattr(Group, "connecting", timedelta(seconds=0.5))
+    with pytest.raises(PeerLost, match="rank 0 lost touch with the others"):
+        Group(0, 2, store.meeting, "gloo")
+    alone = Group(0, 1, replace(store.meeting, group="next"), "gloo")
+    assert dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout == TIMEOUT, "of sums: the driver decides"
+    alone.close()
 
 
 def test_the_interface_to_a_machine() -> None:

@@ -142,7 +142,7 @@ def test_a_killed_worker_compiles_anew_while_the_other_waits(
             ray_gang.tolerance = replace(before, hang_after=2.0)
             ray_gang.start(job, 2)
             prints.append(set(drive(ray_gang, job).prints))
-            assert [failure.kind for failure in ray_gang.failures] == ["died"] * len(faults)
+            assert [[one.kind for one in incident] for incident in ray_gang.incidents] == [["died"]] * len(faults)
         assert prints[0] == prints[1]
         assert len(prints[0]) == 1
     finally:
@@ -262,7 +262,7 @@ def test_a_step_whose_code_fails_in_the_midst_of_it_is_begun_again_by_all(shared
         assert [report.counts for report in reports if report.rank == 0] == [[8] * 3, [8] * 3 + [5]]
         assert len(set(shared.call("fingerprint"))) == 1
         assert len(said) == 1
-        assert [failure.kind for failure in shared.failures] == ["peer"]
+        assert [[one.kind for one in incident] for incident in shared.incidents] == [["peer"]]
     finally:
         shared.notice = before
 

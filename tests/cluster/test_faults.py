@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.comms import PeerLost
-from cluster.faults import Failure, Tolerance, WorkersFailed, agree, deadlocked, hung, verdict
+from cluster.faults import (
+    Failure,
+    Tolerance,
+    WorkersFailed,
+    agree,
+    deadlocked,
+    holders,
+    hung,
+    patience,
+    verdict,
+)
 from cluster.messages import Chunk, Report
 from cluster.pulse import Life, Sign
 from learner.errors import UserError
@@ -124,6 +134,34 @@ def _done(one: Report | Failure) -> int:
     return len(made.chunk.hypers) if made else 0
 
 
+ANSWERS = st.lists(st.tuples(st.sampled_from(["fine", "peer", "error", "died"]), st.booleans()), min_size=3, max_size=3)
+
+
+@given(st.lists(ANSWERS, min_size=1, max_size=2))
+def test_who_lives_on_holds_the_state_and_else_who_failed_outside_of_an_update(asked) -> None:
+    answers = [
+        [
+            None if kind == "fine" else replace(failure(rank, kind), whole=whole)
+            for rank, (kind, whole) in enumerate(one)
+        ]
+        for one in asked
+    ]
+    living = [rank for rank in range(3) if all(one[rank][0] in ("fine", "peer") for one in asked)]
+    whole = [rank for rank in range(3) if all(one[rank][0] in ("fine", "peer") or one[rank][1] for one in asked)]
+    assert holders(answers) == (living or whole)
+
+
+def test_an_error_of_all_ranks_leaves_them_where_they_are() -> None:
+    "Rank 0 in its update, 1 before the second step, and 2 before the third; 3 died. The next chunk came to nothing."
+    first, second = chunk(0, 3), chunk(3, 2)
+    told = [replace(failure(rank, "error"), report=report(rank, first, rank), whole=rank > 0) for rank in range(3)]
+    off = [failure(rank, "peer") for rank in range(3)]
+    found = agree([(first, [*told, failure(3, "died")]), (second, [*off, failure(3, "died")])])
+    assert (found.lead, found.behind) == ([2], [1])
+    assert [(one.first, len(one.hypers)) for one in found.rest] == [(2, 1), (3, 2)]
+    assert [(len(reports), lost) for reports, lost in found.done] == [(1, [0, 1, 3])]
+
+
 def test_a_validation_that_one_rank_did_not_report_is_done_again() -> None:
     first, second = chunk(0, 2, train=False), chunk(2, 2, train=False)
     found = agree(
@@ -173,6 +211,14 @@ def test_where_all_wait_for_each_other_nobody_is_to_blame(lives: dict[int, Life]
     assert not (all_wait and hung(lives, limit=30))
 
 
+@pytest.mark.parametrize(
+    ("steps", "seconds"),
+    [([], 300), ([0.01, 0.02], 60), ([5.9, 6.0, 0.1], 60), ([5.0, 7.0, 5.0], 70), ([80.0], 800)],
+)
+def test_a_step_may_last_ten_of_the_slowest_and_the_first_ones_longer(steps: list[float], seconds: float) -> None:
+    assert patience(steps, hang_after=60) == seconds
+
+
 def test_a_machine_that_is_lost_is_noticed_sooner_than_a_process_that_is_held_up() -> None:
     lives = {rank: life("communication", silent=2.5) for rank in range(3)}
     assert list(hung(lives, 30)) == []
@@ -188,11 +234,36 @@ def test_who_waits_for_a_dead_rank_is_freed_by_that_or_ended() -> None:
 @given(st.sampled_from(["died", "hung", "preempted", "error"]), st.integers(0, 5), st.integers(0, 5))
 def test_each_kind_of_fault_has_its_own_budget(kind: str, allowed: int, before: int) -> None:
     tolerance = Tolerance(max_restarts=allowed)
-    old = [replace(failure(0, kind), step=step, message=f"{step}") for step in range(before)]
-    others = [failure(1, other) for other in ("died", "hung", "preempted") if other != kind] * (allowed + 1)
+    old = [[replace(failure(0, kind), step=step, message=f"{step}")] for step in range(before)]
+    others = [[failure(1, other)] for other in ("died", "hung", "preempted") if other != kind] * (allowed + 1)
     reason = verdict([replace(failure(2, kind), message="new")], [*old, *others], tolerance)
     assert (reason is None) == (before + 1 <= allowed)
     assert reason is None or f"--max-restarts {allowed}" in reason
+
+
+KINDS = ("error", "died", "preempted", "hung", "peer")
+
+
+@pytest.mark.parametrize("n", [1, 8, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_fails_at_once_counts_once(kind: str, n: int) -> None:
+    "A machine with 8 of 16 workers that is lost is one fault, and all at once are one, however many they are."
+    lost = [[replace(failure(rank, kind), step=step) for rank in range(n)] for step in range(3)]
+    assert verdict(lost[2], lost[:2], Tolerance(max_restarts=3)) is None
+    assert "3 faults" in (verdict(lost[2], lost[:2], Tolerance(max_restarts=2)) or "")
+    assert "1 faults" in (verdict(lost[0], [], Tolerance(max_restarts=0)) or "")
+
+
+@given(st.lists(st.lists(st.sampled_from(KINDS), min_size=1, max_size=16), min_size=1, max_size=6), st.integers(0, 6))
+def test_an_incident_counts_once_for_each_kind_in_it(incidents: list[list[str]], allowed: int) -> None:
+    "And who only lost touch with others counts for nothing beside them."
+    *before, last = [
+        [replace(failure(rank, kind), step=step) for rank, kind in enumerate(kinds)]
+        for step, kinds in enumerate(incidents)
+    ]
+    counted = [set(kinds) - {"peer"} or {"peer"} for kinds in incidents]
+    worst = max(sum(kind in kinds for kinds in counted) for kind in counted[-1])
+    assert (verdict(last, before, Tolerance(max_restarts=allowed)) is None) == (worst <= allowed)
 
 
 def test_what_a_user_has_to_mend_is_not_tried_again() -> None:
@@ -202,5 +273,6 @@ def test_what_a_user_has_to_mend_is_not_tried_again() -> None:
 def test_an_error_may_come_once() -> None:
     bug = replace(failure(0, "error"), step=7)
     assert verdict([bug], [], Tolerance()) is None
-    assert verdict([bug], [replace(bug, step=6)], Tolerance()) is None
-    assert "at step 7 before" in (verdict([bug], [replace(bug, rank=2)], Tolerance()) or "")
+    assert verdict([bug], [[replace(bug, step=6)]], Tolerance()) is None
+    assert verdict([bug, replace(bug, rank=1)], [], Tolerance()) is None, "by all ranks at once"
+    assert "at step 7 before" in (verdict([bug], [[failure(0, "died"), replace(bug, rank=2)]], Tolerance()) or "")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import cluster.ray_gang
 from cluster.faults import WorkersFailed
 from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
@@ -138,6 +139,34 @@ def test_a_range_begins_with_those_that_are_there(
     monkeypatch.setattr(ray_gang.crew, "workers", replace(ray_gang.crew.workers, at_least=5))
     with pytest.raises(UserError, match="only 4 of 5 workers started"):
         ray_gang.start(job, 6)
+
+
+def test_how_long_a_step_may_last_is_learnt_from_those_of_late(
+    ray_gang: RayGang, drive: Callable[..., Any], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "A stall is forgotten, and fewer workers, who have more to do, begin to learn anew."
+    limits: list[float] = []
+
+    def limit() -> float:
+        ray_gang.watch.expect(member.name for member in ray_gang.seated)
+        ray_gang._end_hung(range(ray_gang.world_size), True)
+        return limits.pop()
+
+    ray_gang.start(job, 3)
+    monkeypatch.setattr(cluster.ray_gang, "hung", lambda lives, limit, *_: limits.append(limit) or {})
+    first, least = 5 * ray_gang.tolerance.hang_after, ray_gang.tolerance.hang_after
+    assert limit() == first
+    (done,) = ray_gang.stream([FOREVER])
+    assert limit() == least
+    slow = [replace(report, seconds={**report.seconds, "total": 100.0 * 7}) for report in done]
+    ray_gang._learn(slow)
+    assert limit() == 1000
+    member = ray_gang.seated.pop()
+    assert limit() == first
+    ray_gang.seated.append(member)
+    for _ in range(cluster.ray_gang.RECENT):
+        ray_gang._learn(done)
+    assert limit() == least
 
 
 def test_a_job_that_no_worker_can_begin(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:
