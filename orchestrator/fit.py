@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from cluster.faults import not_finite
+from cluster.faults import WorkersFailed, not_finite
 from cluster.not_finite import files_of, some
 from orchestrator.driver import Place, Spoiled, Stopped, train
 from orchestrator.lr_finder import suggestion
@@ -19,8 +19,8 @@ GO_ON = "go on with the same command and --resume last"
 def fit(session: Session) -> dict[str, Any]:
     """Train as the session's configuration says, from where it stands; the row of the epoch whose model was saved.
 
-    Asked to stop, it saves where it stands and raises Interrupted; so it does where the workers fail for good, and
-    raises what they did.
+    Asked to stop, it saves where it stands and raises Interrupted, also where the workers went with that. So it does
+    where they fail for good, and raises what they did.
     """
     config, standing = session.config, session.standing
     if standing.lr is None:
@@ -41,6 +41,7 @@ def fit(session: Session) -> dict[str, Any]:
         return not best.exhausted
 
     with Stop() as stop:
+        session.gang.heed(stop)
         try:
             if not best.exhausted:
                 train(plan, session.gang, session.tracker, on_epoch, standing.place, stop)
@@ -53,22 +54,34 @@ def fit(session: Session) -> dict[str, Any]:
 
 
 def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) -> NoReturn:
-    "Save where a run stands that can't go on now, and say so."
-    if stopped.cause is None:
-        session.save_checkpoint(standing)
-        how = GO_ON if session.saver.finish() else "it could not be saved"
-        raise Interrupted(stop.code, f"stopped in epoch {standing.place.epoch}: {how}") from None
-    cause = stopped.cause
+    "Save where a run stands that can't go on now, and say so; one that was asked to stop does so, whatever failed."
+    cause, saved = stopped.cause, False
+    if cause is None:
+        try:
+            session.save_checkpoint(standing)
+            saved = session.saver.finish()
+        except WorkersFailed as failed:
+            cause = failed
     if isinstance(cause, Spoiled):
         files = files_of(session.job, *divmod(cause.step, session.plan.train_batches))
         cause = Spoiled(cause.what, cause.step, some(files))
-    if session.config.on_nan == "rollback" and not_finite(cause):
+    if cause is not None and session.config.on_nan == "rollback" and not_finite(cause):
         _halve_rate(session)
-    elif not isinstance(cause, Spoiled) and (tensors := session.gang.salvage()):
+    elif cause is not None and not isinstance(cause, Spoiled) and (tensors := session.gang.salvage()):
         session.save_checkpoint(standing, tensors)
-        if session.saver.finish():
-            cause.add_note(f"all completed steps are saved: {GO_ON}")
+        saved = session.saver.finish()
+    if cause is None or stop():
+        told = f"stopped in epoch {standing.place.epoch}: {GO_ON if saved else _where_to_go_on(session)}"
+        raise Interrupted(stop.code, told + (f"\nmeanwhile, {cause}" if cause else "")) from None
+    if saved:
+        cause.add_note(f"all completed steps are saved: {GO_ON}")
     raise cause
+
+
+def _where_to_go_on(session: Session) -> str:
+    "What is left of a run whose standing could not be saved."
+    checkpoint = newest_checkpoint(session.folder.path, begin_again=True)
+    return "it could not be saved" + (f"; --resume last goes on at step {checkpoint.step}" if checkpoint else "")
 
 
 def _halve_rate(session: Session) -> None:

@@ -204,6 +204,40 @@ def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, t
     assert_same(tmp_path, uninterrupted)
 
 
+@pytest.mark.parametrize("method", ["run", "snapshot"])
+@pytest.mark.parametrize(
+    ("survivor", "told"),
+    [
+        (True, "go on with the same command and --resume last"),
+        (False, "it could not be saved; --resume last goes on at step 3"),
+    ],
+)
+def test_who_is_asked_to_stop_stops_though_workers_go(
+    method, survivor, told, data, uninterrupted, tmp_path, monkeypatch, capsys
+) -> None:
+    "At the signal, in the second batch of the second epoch, they are lost in a step, or as their state is asked for."
+    call, calls = LocalGang.call_first, {"run": 0, "snapshot": 0}
+
+    def go(gang: LocalGang, name: str, *args: Any) -> Any:
+        calls[name] = calls.get(name, 0) + 1
+        if name == "run" and calls["run"] == 7:
+            signal.raise_signal(signal.SIGTERM)
+        done = call(gang, name, *args)
+        if name == method and calls[name] == {"run": 7, "snapshot": 2}[name]:
+            raise NoneLeft([Failure(0, "host", 7, "died", "gone")])
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+        patched.setattr(LocalGang, "call_first", go)
+        if not survivor:
+            patched.setattr(LocalGang, "salvage", lambda gang: None)
+        assert launch(data, tmp_path) == 143
+    assert f"stopped in epoch 1: {told}" in capsys.readouterr().err
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert_same(tmp_path, uninterrupted)
+
+
 def test_a_finished_run_resumes_to_its_own_end(data, uninterrupted, tmp_path, capsys) -> None:
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     assert launch(data, tmp_path, "--resume", "last") == 0
