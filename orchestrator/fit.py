@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
+
 from cluster.faults import WorkersFailed, not_finite
 from cluster.not_finite import files_of, some
 from orchestrator.driver import Place, Spoiled, Stopped, train
@@ -26,31 +28,55 @@ def fit(session: Session) -> dict[str, Any]:
     if standing.lr is None:
         session.show_samples()
     rate = standing.lr or (find_rate(session) if config.lr == "auto" else session.plan.lr)
-    plan = replace(session.plan, lr=rate)
     if standing.lr is None and config.on_nan == "rollback":
         session.save_checkpoint(Standing(lr=rate))  # the first that there is to go back to
-    best, rows = Best(config.early_stop), list(standing.rows)
-    for row in rows:
-        best.note(row)
-
-    def on_epoch(row: dict[str, Any]) -> bool:
-        rows.append(row)
-        if best.note(row) and config.save_best:
-            session.save_model()
-        session.save_checkpoint(Standing(Place(row["epoch"] + 1), tuple(rows), plan.lr))
-        return not best.exhausted
-
+    course = Course(session, rate)
     with Stop() as stop:
         session.gang.heed(stop)
         try:
-            if not best.exhausted:
-                train(plan, session.gang, session.tracker, on_epoch, standing.place, stop)
+            if not course.best.exhausted:
+                plan = replace(session.plan, lr=rate)
+                train(plan, session.gang, session.tracker, course.on_epoch, standing.place, stop)
         except Stopped as stopped:
-            _keep(session, Standing(stopped.place, tuple(rows), plan.lr), stopped, stop)
-    if config.save_best and best.row is not None:
-        return best.row
-    session.save_model()
-    return rows[-1]
+            _keep(session, course.standing(stopped.place), stopped, stop)
+    return course.end()
+
+
+class Course:
+    "What a run came to so far: the rows of its epochs, the best of them, and that one's model."
+
+    def __init__(self, session: Session, rate: float) -> None:
+        self.session, self.rate = session, rate
+        self.rows = list(session.standing.rows)
+        self.best = Best(session.config.early_stop)
+        for row in self.rows:
+            self.best.note(row)
+        if session.config.save_best and not session.folder.has_model:
+            self.best.row = None  # the disk refused its model
+        self.unsaved: dict[str, np.ndarray] | None = None  # the best model, until the disk takes it
+
+    def standing(self, place: Place) -> Standing:
+        "What there is to say of the run at that place, to go on from there."
+        return Standing(place, tuple(self.rows), self.rate)
+
+    def on_epoch(self, row: dict[str, Any]) -> bool:
+        "Save the model of the best epoch so far, and where the run stands; whether it is to go on."
+        self.rows.append(row)
+        if self.best.note(row) and self.session.config.save_best:
+            self.unsaved = self.session.model()
+        if self.unsaved and self.session.tracker.record("the model", self.session.save_model, self.unsaved):
+            self.unsaved = None
+        self.session.save_checkpoint(self.standing(Place(row["epoch"] + 1)))
+        return not self.best.exhausted
+
+    def end(self) -> dict[str, Any]:
+        "Save the last model, or the best if that is still to be done; its row."
+        if not self.session.config.save_best or self.best.row is None:
+            self.session.save_model(self.session.model())
+            return self.rows[-1]
+        if self.unsaved:
+            self.session.save_model(self.unsaved)
+        return self.best.row
 
 
 def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) -> NoReturn:

@@ -93,6 +93,11 @@ class RunFolder:
         with open(self.path / "bad_images.csv", "w") as file:
             csv.writer(file).writerows([("file", "reason"), *bad])
 
+    @property
+    def has_model(self) -> bool:
+        "Whether a model was written."
+        return (self.path / "model.safetensors").exists()
+
     def write_model(self, tensors: dict[str, np.ndarray], about: Mapping[str, Any]) -> None:
         "Write model.safetensors, and in model.json all else that prediction needs."
         from safetensors.numpy import save

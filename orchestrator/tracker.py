@@ -117,12 +117,14 @@ class Tracker:
         self.board.flush()
         return row
 
-    def record(self, what: str, write: Callable[..., object], *args: Any) -> None:
+    def record(self, what: str, write: Callable[..., object], *args: Any) -> bool:
         "Write something; where the disk refuses, say so, and go on: a run is worth more than what is told of it."
         try:
             write(*args)
+            return True
         except OSError as error:
             self.terminal.write(f"warning: {what} could not be written: {error.strerror or error}; training goes on")
+            return False
 
     def _restore(self) -> None:
         if self.folder.restore():
