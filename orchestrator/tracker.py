@@ -38,7 +38,7 @@ class Tracker:
     def __init__(self, folder: RunFolder, terminal: Terminal, first_step: int | None = None) -> None:
         self.folder, self.terminal = folder, terminal
         self.board = Board(folder.path / "tensorboard", terminal.write, first_step)
-        self.bad_images: dict[str, str] = {}
+        self.bad_images = folder.bad_images()  # of a run that is resumed
         self.notes: set[str] = set()
         self.batches = self.faults = 0
         self.phases: Phases | None = None  # until the first step is done

@@ -238,6 +238,24 @@ def test_who_is_asked_to_stop_stops_though_workers_go(
     assert_same(tmp_path, uninterrupted)
 
 
+def test_bad_images_of_before_the_stop_stay_listed(data, tmp_path, monkeypatch, capsys) -> None:
+    "Stopped in its last validation, behind the training files that can't be read; the count at the end has them."
+    broken = Path(shutil.copytree(data, tmp_path / "broken"))
+    for name in ("train/dark/0.png", "train/light/3.png", "valid/light/4.png"):
+        (broken / name).write_bytes(b"no picture, and not a short one either")
+    assert launch(broken, tmp_path / "whole", "--bad-images", "skip") == 0
+    assert "3 unreadable images were skipped" in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(CHUNKS - 2))
+        assert launch(broken, tmp_path / "stopped", "--bad-images", "skip") == 130
+    assert launch(broken, tmp_path / "stopped", "--bad-images", "skip", "--resume", "last") == 0
+    assert "3 unreadable images were skipped" in capsys.readouterr().out
+    lists = [tmp_path / runs / "run" / "version_0" / "bad_images.csv" for runs in ("whole", "stopped")]
+    assert lists[0].read_bytes() == lists[1].read_bytes()
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
 def test_a_finished_run_resumes_to_its_own_end(data, uninterrupted, tmp_path, capsys) -> None:
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     assert launch(data, tmp_path, "--resume", "last") == 0
