@@ -7,9 +7,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from cluster.faults import WorkersFailed, not_finite
+from cluster.faults import not_finite
 from cluster.not_finite import files_of, some
-from orchestrator.driver import Place, Spoiled, Stopped, train
+from learner.errors import UserError, printable
+from orchestrator.driver import Place, Replicas, Spoiled, Stopped, fingerprint, train
 from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
 from orchestrator.session import Session
@@ -36,9 +37,9 @@ def fit(session: Session) -> dict[str, Any]:
         try:
             if not course.best.exhausted:
                 plan = replace(session.plan, lr=rate)
-                train(plan, session.gang, session.tracker, course.on_epoch, standing.place, stop)
+                train(plan, session.gang, session.tracker, course.on_epoch, standing.place, stop, course.save)
         except Stopped as stopped:
-            _keep(session, course.standing(stopped.place), stopped, stop)
+            _keep(course, stopped, stop)
     return course.end()
 
 
@@ -58,6 +59,12 @@ class Course:
     def standing(self, place: Place) -> Standing:
         "What there is to say of the run at that place, to go on from there."
         return Standing(place, tuple(self.rows), self.rate)
+
+    def save(self, place: Place) -> None:
+        "Save where the run stands in the midst of an epoch; raises Replicas where workers don't agree on that."
+        if self.session.gang.world_size > 1:
+            fingerprint(self.session.gang, f"in epoch {place.epoch}, after {place.batch} batches")
+        self.session.save_checkpoint(self.standing(place))
 
     def on_epoch(self, row: dict[str, Any]) -> bool:
         "Save the model of the best epoch so far, and where the run stands; whether it is to go on."
@@ -79,29 +86,37 @@ class Course:
         return self.best.row
 
 
-def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) -> NoReturn:
+def _keep(course: Course, stopped: Stopped, stop: Stop) -> NoReturn:
     "Save where a run stands that can't go on now, and say so; one that was asked to stop does so, whatever failed."
     cause, saved = stopped.cause, False
     if cause is None:
         try:
-            session.save_checkpoint(standing)
-            saved = session.saver.finish()
-        except WorkersFailed as failed:
+            course.save(stopped.place)
+            saved = course.session.saver.finish()
+        except UserError as failed:
             cause = failed
-    if isinstance(cause, Spoiled):
-        files = files_of(session.job, *divmod(cause.step, session.plan.train_batches))
-        cause = Spoiled(cause.what, cause.step, some(files))
-    if cause is not None and session.config.on_nan == "rollback" and not_finite(cause):
-        _halve_rate(session)
-    elif cause is not None and not isinstance(cause, Spoiled) and (tensors := session.gang.salvage()):
-        session.save_checkpoint(standing, tensors)
-        saved = session.saver.finish()
+    if cause is not None:
+        saved = _rescue(course, stopped.place, cause)
     if cause is None or stop():
-        told = f"stopped in epoch {standing.place.epoch}: {GO_ON if saved else _where_to_go_on(session)}"
-        raise Interrupted(stop.code, told + (f"\nmeanwhile, {cause}" if cause else "")) from None
+        told = f"stopped in epoch {stopped.place.epoch}: {GO_ON if saved else _where_to_go_on(course.session)}"
+        raise Interrupted(stop.code, told + (printable(f"\nmeanwhile, {cause}") if cause else "")) from None
     if saved:
         cause.add_note(f"all completed steps are saved: {GO_ON}")
+    if isinstance(cause, Spoiled):
+        files = files_of(course.session.job, *divmod(cause.step, course.session.plan.train_batches))
+        cause = Spoiled(cause.what, cause.step, some(files))
     raise cause
+
+
+def _rescue(course: Course, place: Place, cause: UserError) -> bool:
+    "Save what there is behind a failure; whether that is all completed steps."
+    session = course.session
+    if session.config.on_nan == "rollback" and not_finite(cause):
+        _halve_rate(session)
+    elif not isinstance(cause, Spoiled | Replicas) and (tensors := session.gang.salvage()):
+        session.save_checkpoint(course.standing(place), tensors)
+        return session.saver.finish()
+    return False
 
 
 def _where_to_go_on(session: Session) -> str:

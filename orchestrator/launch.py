@@ -33,7 +33,7 @@ def run(config: Config) -> dict[str, Any]:
             break
         except UserError as error:
             if config.on_nan == "rollback" and not_finite(error) and rollbacks < config.max_restarts:
-                rollbacks, what = rollbacks + 1, "back to the last epoch, at half the rate"
+                rollbacks, what = rollbacks + 1, "back to the last checkpoint, at half the rate"
             elif isinstance(error, NoneLeft) and verdict(error.failures, seen, tolerance(config)) is None:
                 seen, what = [*seen, *error.failures], "no worker is left: all begin again at the newest checkpoint"
             else:
