@@ -61,6 +61,10 @@ def keep_sigterm() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as ended:
+        if ended.code == signal.SIGTERM:  # Ray's way was taken meanwhile
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():  # elsewhere neither Ray nor we may set it
             signal.signal(signal.SIGTERM, handler)

@@ -113,6 +113,9 @@ def test_sigterm_is_kept() -> None:
     with keep_sigterm():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(SystemExit) as ended, keep_sigterm():
+        sys.exit(signal.SIGTERM)  # as Ray's handler does, while Ray starts
+    assert ended.value.code == 143
 
 
 def free_port() -> int:
