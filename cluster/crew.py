@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from learner.errors import UserError
 
 PLACEMENT_TIMEOUT = 60.0
 ANSWER = 10.0  # seconds for a process that is up to say so again
+GLANCE = 0.5  # seconds between two looks at whether the run is to stop
 MAX_LOST = 10  # processes that ended on the bench; one that can never start would go on for ever
 
 
@@ -65,6 +67,7 @@ class Crew:
         self.members: list[Member] = []
         self.seated: list[Member] = []
         self.bench: list[Member] = []
+        self.stop: Callable[[], bool] = lambda: False  # whether nobody is to be waited for any more
         needed = workers.count + spares if workers.at_least is None else workers.at_least
         self._place(needed, workers.count + spares)
 
@@ -96,13 +99,16 @@ class Crew:
         self.bench.append(member)
 
     def take(self, wait: float) -> Member | None:
-        "The first of the bench that is up, which leaves it; None if none is within `wait` seconds."
+        "The first of the bench that is up, which leaves it; None if none is within `wait` seconds, or before a stop."
         deadline = time.monotonic() + wait
         while self.bench:
             answers = {member.answer: member for member in self.bench}
-            up, _ = self.ray.wait(list(answers), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            left = 0.0 if self.stop() else max(0.0, deadline - time.monotonic())
+            up, _ = self.ray.wait(list(answers), num_returns=1, timeout=min(left, GLANCE))
             if not up:
-                return None
+                if left <= GLANCE:
+                    return None
+                continue
             member = answers[up[0]]
             self.bench.remove(member)
             try:

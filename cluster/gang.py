@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +73,10 @@ class Gang(Protocol):
         "If there are fewer workers than were asked for, add those that have become available."
         ...
 
+    def heed(self, stop: Callable[[], bool]) -> None:
+        "From when `stop()` says so, replace nobody any more: a failure is raised, and `salvage` has what is left."
+        ...
+
     def salvage(self) -> dict[str, np.ndarray] | None:
         "After an error: the snapshot of the last completed step, if a worker is left that has it."
         ...
@@ -116,6 +120,9 @@ class LocalGang:
 
     def grow(self) -> None:
         "See Gang: one is all there is."
+
+    def heed(self, stop: Callable[[], bool]) -> None:
+        "See Gang: nobody ever is."
 
     def salvage(self) -> dict[str, np.ndarray] | None:
         "See Gang: errors come here as they are, and none is made up for; the step that had one came to nothing."

@@ -61,9 +61,26 @@ def keep_sigterm() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as ended:
+        if ended.code == signal.SIGTERM:  # Ray's way was taken meanwhile
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():  # elsewhere neither Ray nor we may set it
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Have no process that is started meanwhile hear of SIGTERM, as Ray's do not hear of Ctrl-C: it is for the driver.
+
+    A service manager sends it to all processes of a run at once, and the driver needs the others to save the run.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class OwnCluster:
@@ -79,13 +96,14 @@ class OwnCluster:
         remove_stale_folders()
         self.ray = own_ray()
         self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
-        self.watchdog = subprocess.Popen(
-            [sys.executable, "-IS", watchdog.__file__, self.folder],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the driver
-        )  # fmt: skip
+        with shielded():
+            self.watchdog = subprocess.Popen(
+                [sys.executable, "-IS", watchdog.__file__, self.folder],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the driver
+            )  # fmt: skip
         try:
-            with keep_sigterm(), marking(self.folder):
+            with keep_sigterm(), shielded(), marking(self.folder):
                 self.ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -96,6 +114,9 @@ class OwnCluster:
                     object_store_memory=256 * 2**20,
                     _temp_dir=f"{self.folder}/ray",  # Ray opens its folder to all users; the one around it stays ours
                 )
+            for started in self.ray._private.worker._global_node.all_processes.values():
+                for server in started:  # Ray's way to end them is a SIGTERM, and to wait a second for each
+                    server.process.terminate = server.process.kill
         except BaseException:
             self.close()
             raise

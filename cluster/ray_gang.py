@@ -150,6 +150,10 @@ class RayGang:
                 self._repair(failures, [rank for rank, one in enumerate(self.seated) if one in self.newest])
             self.notice(f"a worker has come back: {self.world_size} of {self.wanted} go on")
 
+    def heed(self, stop: Callable[[], bool]) -> None:
+        "See Gang."
+        self.crew.stop = stop
+
     def salvage(self) -> dict[str, Any] | None:
         "See Gang: the newest state that a survivor holds, once the gang has failed; None if there is none."
         for member in self.newest & set(self.seated):
@@ -282,8 +286,10 @@ class RayGang:
         return [f"{failure}".splitlines()[0] for failure in culprits]
 
     def _replace(self, gone: set[Member], failures: Sequence[Failure]) -> None:
-        "Seat others for those that are gone, as far as there are any; WorkersFailed where too few are left."
+        "Seat others for those that are gone, as far as there are any; WorkersFailed where too few are left, or a stop."
         self.crew.replace(gone, self.tolerance.wait)
+        if self.crew.stop():
+            raise WorkersFailed(failures, "it was not replaced, since the run is to stop")
         if self.world_size < self.tolerance.min_workers:
             raise WorkersFailed(failures, f"{self.world_size} workers are fewer than --min-workers allows")
 

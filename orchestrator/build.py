@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -33,13 +34,23 @@ ENOUGH_IMAGES = 64
 
 
 def visible_devices(config: Config) -> Devices:
-    "Decide on the devices, and hide the GPUs that were not chosen from this process and all it starts."
-    devices = choose(config, torch.cuda.device_count())
+    """Decide on the devices, and hide the GPUs that were not chosen from this process and all it starts.
+
+    Ids are numbers of what could be seen in the beginning, also where a run begins again in this process.
+    """
+    visible = seen_at_first()
+    devices = choose(config, len(visible))
     if devices.ids is not None:
-        named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        known = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(known[i] for i in devices.ids)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] for i in devices.ids)
     return devices
+
+
+@cache
+def seen_at_first() -> list[str]:
+    "The GPUs that this process could see before any was hidden, by the names that CUDA_VISIBLE_DEVICES has for them."
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
 def check_batch_size(config: Config, devices: Devices) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from learner.schedule import SCHEDULES, fine_tuning, fine_tuning_momentum, one_c
 from orchestrator.tally import Tally
 from orchestrator.tracker import Tracker
 
+SAVE_EVERY = 600.0  # seconds after which a checkpoint is due in the midst of an epoch, too
+
 OnEpoch = Callable[[dict[str, Any]], bool]
+OnPause = Callable[["Place"], object]
 Stop = Callable[[], bool]
 
 
@@ -220,6 +224,38 @@ def spoiled_steps(reports: Sequence[Report]) -> list[int]:
     return [first + number for number, (loss, count) in enumerate(known) if count and not math.isfinite(loss)]
 
 
+class Due:
+    "Whether a checkpoint is due: the last is `SAVE_EVERY` seconds old, and there is something new to save."
+
+    def __init__(self) -> None:
+        self.saved()
+
+    def saved(self) -> None:
+        "There is one just now."
+        self.last, self.asked = time.monotonic(), False
+
+    def __call__(self) -> bool:
+        "Asked before each chunk."
+        asked, self.asked = self.asked, True
+        return asked and time.monotonic() - self.last >= SAVE_EVERY
+
+
+def learn(
+    plan: Plan, gang: Gang, tracker: Tracker, place: Place, pace: Pace, stop: Stop, due: Due, on_pause: OnPause
+) -> Tally:
+    "The training pass from `place` on; whenever a checkpoint is `due`, it pauses, and `on_pause` is told where."
+    while True:
+        try:
+            return one_pass(plan, gang, tracker, True, place, pace, lambda: stop() or due())
+        except Stopped as paused:
+            if paused.cause is not None or stop():
+                raise
+            place = paused.place
+        with standing_at(place):
+            on_pause(place)
+        due.saved()
+
+
 def train(
     plan: Plan,
     gang: Gang,
@@ -227,12 +263,14 @@ def train(
     on_epoch: OnEpoch = lambda row: True,
     place: Place | None = None,
     stop: Stop = never,
+    on_pause: OnPause = lambda place: None,
 ) -> None:
     """Train and validate from `place` to the last epoch, or until `on_epoch` of an epoch's row says False.
 
-    Raises Stopped with the place reached if `stop()` says so first, or where the workers fail.
+    Both that and `on_pause` are to save where the run stands: after each epoch, and every `SAVE_EVERY` seconds. Raises
+    Stopped with the place reached if `stop()` says so first, or where the workers fail.
     """
-    place = place or Place()
+    place, due = place or Place(), Due()
     each = plan.train_batches + plan.valid_batches
     tracker.start(plan.epochs * each, place.epoch * each + place.batch)
     paces = {True: Pace(), False: Pace()}
@@ -240,7 +278,7 @@ def train(
         here = place if epoch == place.epoch else Place(epoch)
         with standing_at(here):
             gang.grow()
-        learned = one_pass(plan, gang, tracker, True, here, paces[True], stop)
+        learned = learn(plan, gang, tracker, here, paces[True], stop, due, on_pause)
         with standing_at(Place(epoch, plan.train_batches, learned)):
             if gang.world_size > 1:
                 fingerprint(gang, f"after epoch {epoch}")
@@ -249,5 +287,6 @@ def train(
         row = tracker.epoch(epoch, step, plan.hypers(step)["lr"], learned, measured)
         with standing_at(Place(epoch + 1)):
             go_on = on_epoch(row)
+        due.saved()
         if not go_on:
             break

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
+
 from cluster.faults import not_finite
 from cluster.not_finite import files_of, some
-from orchestrator.driver import Place, Spoiled, Stopped, train
+from learner.errors import UserError, printable
+from orchestrator.driver import Place, Replicas, Spoiled, Stopped, fingerprint, train
 from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
 from orchestrator.session import Session
@@ -19,56 +22,107 @@ GO_ON = "go on with the same command and --resume last"
 def fit(session: Session) -> dict[str, Any]:
     """Train as the session's configuration says, from where it stands; the row of the epoch whose model was saved.
 
-    Asked to stop, it saves where it stands and raises Interrupted; so it does where the workers fail for good, and
-    raises what they did.
+    Asked to stop, it saves where it stands and raises Interrupted, also where the workers went with that. So it does
+    where they fail for good, and raises what they did.
     """
     config, standing = session.config, session.standing
     rate = standing.lr or (find_rate(session) if config.lr == "auto" else session.plan.lr)
-    plan = replace(session.plan, lr=rate)
     if standing.lr is None:
         session.show_samples()
     if standing.lr is None and config.on_nan == "rollback":
         session.save_checkpoint(Standing(lr=rate))  # the first that there is to go back to
-    best, rows = Best(config.early_stop), list(standing.rows)
-    for row in rows:
-        best.note(row)
-
-    def on_epoch(row: dict[str, Any]) -> bool:
-        rows.append(row)
-        if best.note(row) and config.save_best:
-            session.save_model()
-        session.save_checkpoint(Standing(Place(row["epoch"] + 1), tuple(rows), plan.lr))
-        return not best.exhausted
-
+    course = Course(session, rate)
     with Stop() as stop:
+        session.gang.heed(stop)
         try:
-            if not best.exhausted:
-                train(plan, session.gang, session.tracker, on_epoch, standing.place, stop)
+            if not course.best.exhausted:
+                plan = replace(session.plan, lr=rate)
+                train(plan, session.gang, session.tracker, course.on_epoch, standing.place, stop, course.save)
         except Stopped as stopped:
-            _keep(session, Standing(stopped.place, tuple(rows), plan.lr), stopped, stop)
-    if config.save_best and best.row is not None:
-        return best.row
-    session.save_model()
-    return rows[-1]
+            _keep(course, stopped, stop)
+    return course.end()
 
 
-def _keep(session: Session, standing: Standing, stopped: Stopped, stop: Stop) -> NoReturn:
-    "Save where a run stands that can't go on now, and say so."
-    if stopped.cause is None:
-        session.save_checkpoint(standing)
-        how = GO_ON if session.saver.finish() else "it could not be saved"
-        raise Interrupted(stop.code, f"stopped in epoch {standing.place.epoch}: {how}") from None
-    cause = stopped.cause
+class Course:
+    "What a run came to so far: the rows of its epochs, the best of them, and that one's model."
+
+    def __init__(self, session: Session, rate: float) -> None:
+        self.session, self.rate = session, rate
+        self.rows = list(session.standing.rows)
+        self.best = Best(session.config.early_stop)
+        for row in self.rows:
+            self.best.note(row)
+        if session.config.save_best and not session.folder.has_model:
+            self.best.row = None  # the disk refused its model
+        self.unsaved: dict[str, np.ndarray] | None = None  # the best model, until the disk takes it
+
+    def standing(self, place: Place) -> Standing:
+        "What there is to say of the run at that place, to go on from there."
+        return Standing(place, tuple(self.rows), self.rate)
+
+    def save(self, place: Place) -> None:
+        "Save where the run stands in the midst of an epoch; raises Replicas where workers don't agree on that."
+        if self.session.gang.world_size > 1:
+            fingerprint(self.session.gang, f"in epoch {place.epoch}, after {place.batch} batches")
+        self.session.save_checkpoint(self.standing(place))
+
+    def on_epoch(self, row: dict[str, Any]) -> bool:
+        "Save the model of the best epoch so far, and where the run stands; whether it is to go on."
+        self.rows.append(row)
+        if self.best.note(row) and self.session.config.save_best:
+            self.unsaved = self.session.model()
+        if self.unsaved and self.session.tracker.record("the model", self.session.save_model, self.unsaved):
+            self.unsaved = None
+        self.session.save_checkpoint(self.standing(Place(row["epoch"] + 1)))
+        return not self.best.exhausted
+
+    def end(self) -> dict[str, Any]:
+        "Save the last model, or the best if that is still to be done; its row."
+        if not self.session.config.save_best or self.best.row is None:
+            self.session.save_model(self.session.model())
+            return self.rows[-1]
+        if self.unsaved:
+            self.session.save_model(self.unsaved)
+        return self.best.row
+
+
+def _keep(course: Course, stopped: Stopped, stop: Stop) -> NoReturn:
+    "Save where a run stands that can't go on now, and say so; one that was asked to stop does so, whatever failed."
+    cause, saved = stopped.cause, False
+    if cause is None:
+        try:
+            course.save(stopped.place)
+            saved = course.session.saver.finish()
+        except UserError as failed:
+            cause = failed
+    if cause is not None:
+        saved = _rescue(course, stopped.place, cause)
+    if cause is None or stop():
+        told = f"stopped in epoch {stopped.place.epoch}: {GO_ON if saved else _where_to_go_on(course.session)}"
+        raise Interrupted(stop.code, told + (printable(f"\nmeanwhile, {cause}") if cause else "")) from None
+    if saved:
+        cause.add_note(f"all completed steps are saved: {GO_ON}")
     if isinstance(cause, Spoiled):
-        files = files_of(session.job, *divmod(cause.step, session.plan.train_batches))
+        files = files_of(course.session.job, *divmod(cause.step, course.session.plan.train_batches))
         cause = Spoiled(cause.what, cause.step, some(files))
+    raise cause
+
+
+def _rescue(course: Course, place: Place, cause: UserError) -> bool:
+    "Save what there is behind a failure; whether that is all completed steps."
+    session = course.session
     if session.config.on_nan == "rollback" and not_finite(cause):
         _halve_rate(session)
-    elif not isinstance(cause, Spoiled) and (tensors := session.gang.salvage()):
-        session.save_checkpoint(standing, tensors)
-        if session.saver.finish():
-            cause.add_note(f"all completed steps are saved: {GO_ON}")
-    raise cause
+    elif not isinstance(cause, Spoiled | Replicas) and (tensors := session.gang.salvage()):
+        session.save_checkpoint(course.standing(place), tensors)
+        return session.saver.finish()
+    return False
+
+
+def _where_to_go_on(session: Session) -> str:
+    "What is left of a run whose standing could not be saved."
+    checkpoint = newest_checkpoint(session.folder.path, begin_again=True)
+    return "it could not be saved" + (f"; --resume last goes on at step {checkpoint.step}" if checkpoint else "")
 
 
 def _halve_rate(session: Session) -> None:

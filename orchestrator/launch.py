@@ -34,7 +34,7 @@ def run(config: Config) -> dict[str, Any]:
         except UserError as error:
             reason = verdict(error.failures, seen, tolerance(config)) if isinstance(error, NoneLeft) else ""
             if config.on_nan == "rollback" and not_finite(error) and rollbacks < config.max_restarts:
-                rollbacks, what = rollbacks + 1, "back to the last epoch, at half the rate"
+                rollbacks, what = rollbacks + 1, "back to the last checkpoint, at half the rate"
             elif isinstance(error, NoneLeft) and reason is None:
                 seen, what = [*seen, error.failures], "no worker is left: all begin again at the newest checkpoint"
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 
 from learner.errors import UsageError
+from learner.reading import read_bytes
 
 ASIDE = re.compile(r"\..+\.\d+")  # .NAME.PID: where this and cluster/checkpoint.py write what is to be NAME
 LR_CURVE = "lr_finder.csv"
+BAD_IMAGES = "bad_images.csv"
+LIST_LIMIT = 2**28  # bytes
 HISTORY = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "images_per_second", "seconds")
 
 
@@ -90,8 +94,21 @@ class RunFolder:
 
     def add_bad_images(self, bad: list[tuple[str, str]]) -> None:
         "List the images that were skipped, and why, in bad_images.csv."
-        with open(self.path / "bad_images.csv", "w") as file:
-            csv.writer(file).writerows([("file", "reason"), *bad])
+        text = io.StringIO()
+        csv.writer(text).writerows([("file", "reason"), *bad])
+        write_aside(self.path / BAD_IMAGES, text.getvalue().encode(errors="surrogateescape"))  # names may be any bytes
+
+    def bad_images(self) -> dict[str, str]:
+        "What bad_images.csv lists, by file; nothing where it is not there, or is nothing that we have written."
+        with suppress(OSError, csv.Error):
+            text = read_bytes(self.path / BAD_IMAGES, LIST_LIMIT).decode(errors="surrogateescape")
+            return dict(row for row in list(csv.reader(io.StringIO(text, newline="")))[1:] if len(row) == 2)
+        return {}
+
+    @property
+    def has_model(self) -> bool:
+        "Whether a model was written."
+        return (self.path / "model.safetensors").exists()
 
     def write_model(self, tensors: dict[str, np.ndarray], about: Mapping[str, Any]) -> None:
         "Write model.safetensors, and in model.json all else that prediction needs."

@@ -79,7 +79,11 @@ class Session:
         "Put the LR finder's curve into TensorBoard."
         self.tracker.picture("lr_finder", lr_curve(test.lrs, test.losses, test.smoothed, suggestion))
 
-    def save_model(self) -> None:
+    def model(self) -> dict[str, np.ndarray]:
+        "The model's tensors as the workers hold them now."
+        return self.gang.call_first("state")
+
+    def save_model(self, tensors: dict[str, np.ndarray]) -> None:
         "Write the model and what prediction needs to know of it."
         about = {
             "arch": self.job.arch,
@@ -90,7 +94,7 @@ class Session:
             "valid_crop": self.job.augmentation.valid_crop if self.job.augment == "full" else 0.0,
             "normalize": self.job.normalize.as_json(),
         }
-        self.folder.write_model(self.gang.call_first("state"), about)
+        self.folder.write_model(tensors, about)
 
 
 @dataclass(frozen=True)

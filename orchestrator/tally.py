@@ -58,11 +58,11 @@ class Tally:
         return round(self.totals["count"])
 
     def as_json(self) -> dict[str, Any]:
-        "For a checkpoint."
-        ranks = {"samples": self.samples, "seconds": self.seconds}
+        "For a checkpoint: a copy, which does not change while it is written and more reports come."
+        ranks = {"samples": {**self.samples}, "seconds": {rank: {**parts} for rank, parts in self.seconds.items()}}
         return {
-            "totals": self.totals,
-            "bad_images": self.bad_images,
+            "totals": {**self.totals},
+            "bad_images": [*self.bad_images],
             "elapsed": self.elapsed,
             "spoiled": self.spoiled,
             **ranks,

@@ -34,7 +34,7 @@ class Tracker:
     def __init__(self, folder: RunFolder, terminal: Terminal, first_step: int | None = None) -> None:
         self.folder, self.terminal = folder, terminal
         self.board = Board(folder.path / "tensorboard", terminal.write, first_step)
-        self.bad_images: dict[str, str] = {}
+        self.bad_images = folder.bad_images()  # of a run that is resumed
         self.notes: set[str] = set()
         self.batches = self.faults = 0
         self.phases: Phases | None = None  # until the first step is done
@@ -110,12 +110,14 @@ class Tracker:
         self.board.renew()
         return row
 
-    def record(self, what: str, write: Callable[..., object], *args: Any) -> None:
+    def record(self, what: str, write: Callable[..., object], *args: Any) -> bool:
         "Write something; where the disk refuses, say so, and go on: a run is worth more than what is told of it."
         try:
             write(*args)
+            return True
         except OSError as error:
             self.terminal.write(f"warning: {what} could not be written: {error.strerror or error}; training goes on")
+            return False
 
     def _restore(self) -> None:
         if self.folder.restore():

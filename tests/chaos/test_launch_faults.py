@@ -176,6 +176,24 @@ def test_a_killed_driver_then_a_preemption(start, undisturbed: Launch, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("to", ["the group", "all processes"])
+def test_a_stop_that_all_processes_hear_of(start, undisturbed: Launch, tmp_path: Path, to: str) -> None:
+    "As `kill -- -PGID`, systemd and SLURM send it: to the driver's group, or also to the workers, each in its own."
+    launch = start(tmp_path, "--cpus", "3")
+    launch.until_row(3)
+    os.killpg(launch.process.pid, signal.SIGTERM)
+    if to == "all processes":
+        for pid in processes(launch.process.pid).keys() - {launch.process.pid}:
+            os.kill(pid, signal.SIGTERM)
+    code, err = launch.end()
+    assert code == 143 and "go on with the same command and --resume last" in err and "meanwhile" not in err
+    launch.assert_nothing_is_left()
+    resumed = start(tmp_path, "--cpus", "3", "--resume", "last")
+    assert resumed.end() == (0, "")
+    assert_same(resumed.path, undisturbed.path)
+
+
+@pytest.mark.slow
 def test_any_number_of_workers_goes_on_with_a_run_of_two(start, tmp_path: Path) -> None:
     whole, begun = start(tmp_path / "whole", "--cpus", "2"), start(tmp_path / "begun", "--cpus", "2")
     begun.until_row(2)

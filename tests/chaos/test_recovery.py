@@ -243,6 +243,28 @@ def test_fewer_go_on_and_grow_again(gang: RayGang, fault_plan: Plan, chaos_job: 
     assert len(set(gang.call("fingerprint"))) == 1
 
 
+def test_whoever_is_to_stop_waits_for_no_replacement(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    "For an hour, here; what the survivors hold can be saved at once."
+    gang.start(chaos_job, 3)
+    gang.tolerance = replace(gang.tolerance, wait=3600.0)
+    spare = gang.crew.take(60.0)  # out of reach
+    assert spare is not None
+    hire, hired = gang.crew.hire, list[int]()
+    gang.crew.hire = hired.append  # type: ignore[method-assign]  # and nobody else ever comes up
+    gang.heed(lambda: bool(hired))
+    fault_plan.write([Fault(1, 2, "forward", "SIGKILL")])
+    try:
+        with pytest.raises(WorkersFailed, match="since the run is to stop"):
+            drive(gang)
+        assert gang.salvage() is not None
+    finally:
+        gang.crew.bench.append(spare)
+        gang.crew.hire = hire  # type: ignore[method-assign]
+        gang.heed(lambda: False)
+        for bundle in hired:
+            hire(bundle)
+
+
 def test_whoever_waits_for_a_machine_that_is_cut_off_is_freed(gang: RayGang, chaos_job: Job) -> None:
     "It closes no connection, as little as a process that is stopped; the driver calls the group off."
     gang.start(chaos_job, 3)

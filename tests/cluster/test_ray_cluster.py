@@ -53,6 +53,18 @@ def test_all_of_ray_listens_on_the_loopback_alone(
     assert listening(below) == {"127.0.0.1"}
 
 
+def test_a_sigterm_to_all_processes_ends_none_but_the_driver(
+    ray_gang: RayGang, descendants: Callable[[int], dict[int, str]]
+) -> None:
+    "Nor the watchdog, which has to clean up behind them."
+    below = {pid: command for pid, command in descendants(os.getpid()).items() if "ray" in command}
+    assert len(below) > 6 and any("watchdog" in command for command in below.values())
+    for pid, command in below.items():
+        (blocked,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+        assert int(blocked, 16) >> (signal.SIGTERM - 1) & 1, command
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_no_dashboard_serves_pages(ray_gang: RayGang) -> None:
     assert not ray_gang.ray._private.worker.global_worker.node.webui_url
 
@@ -101,6 +113,9 @@ def test_sigterm_is_kept() -> None:
     with keep_sigterm():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(SystemExit) as ended, keep_sigterm():
+        sys.exit(signal.SIGTERM)  # as Ray's handler does, while Ray starts
+    assert ended.value.code == 143
 
 
 def free_port() -> int:

@@ -1,13 +1,16 @@
 "The decision which devices a run uses: a table of every kind of request, against every kind of machine."
 
+import os
 import re
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.errors import UsageError
+from orchestrator.build import seen_at_first, visible_devices
 from orchestrator.config import Config
 from orchestrator.devices import Devices, choose, share
 
@@ -143,3 +146,20 @@ def test_devices_in_words() -> None:
     assert str(Devices(4, 0.25, "gloo")) == "4 0.25 GPU workers, over gloo"
     assert str(Devices(8, 1.0, "nccl", at_least=2)) == "2 to 8 GPU workers, over nccl"
     assert str(Devices(2, 0.0, "gloo", at_least=2)) == "2 CPU workers, over gloo"
+
+
+@pytest.mark.parametrize(("named", "hidden"), [(None, "2,3"), ("4,5,6,7", "6,7"), ("a,b,c,d", "c,d")])
+def test_ids_mean_the_same_gpus_when_a_run_begins_again(named, hidden, monkeypatch: pytest.MonkeyPatch) -> None:
+    "In the same process, from which all others are hidden by then."
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    seen = lambda: os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3").split(",")  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(seen()))
+    seen_at_first.cache_clear()
+    try:
+        for _ in range(3):
+            assert visible_devices(Config(gpus="2,3")).count == 2
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == hidden
+    finally:
+        seen_at_first.cache_clear()

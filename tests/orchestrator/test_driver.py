@@ -1,4 +1,4 @@
-"The driver's clock, its passes over the data, and when it stops a run; the gang is a fake one."
+"The driver's clock, its passes over the data, and when it stops a run; the gang is a fake one, but for the last test."
 
 import dataclasses
 import math
@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import orchestrator.driver
 from cluster.faults import Failure, WorkersFailed
 from cluster.messages import Chunk, Report
 from learner.errors import UserError
 from orchestrator.driver import Pace, Place, Plan, Replicas, Stopped, fingerprint, one_pass, train
+from orchestrator.tally import Tally
 
 PLAN = Plan(n_train=53, n_valid=29, batch_size=8, epochs=2, schedule="one_cycle", lr=0.4)
 
@@ -174,6 +176,31 @@ def test_replicas_that_differ_end_the_run() -> None:
     assert fingerprint(FakeGang(PLAN), "now") == "aa"  # type: ignore[arg-type]
 
 
+def test_a_save_is_due_after_a_while_but_never_without_a_chunk_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orchestrator.driver, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(Pace, "seconds", 0.0)
+    gang, tracker, places = FakeGang(PLAN), FakeTracker(), list[Place]()
+    train(PLAN, gang, tracker, on_pause=places.append)  # type: ignore[arg-type]
+    firsts = [(chunk.epoch, chunk.first) for chunk in gang.done if chunk.train and chunk.first]
+    assert [(place.epoch, place.batch) for place in places] == firsts and len(places) > 4
+    assert [(row["train"], row["valid"]) for row in tracker.rows] == [(53, 29)] * 2, "each sample counts once"
+    monkeypatch.setattr(orchestrator.driver, "SAVE_EVERY", 3600.0)
+    train(PLAN, FakeGang(PLAN), FakeTracker(), on_pause=places.append)  # type: ignore[arg-type]
+    assert len(places) == len(firsts), "not yet"
+
+
+def test_workers_that_fail_in_a_pause_leave_the_run_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(place: Place) -> None:
+        raise WorkersFailed([Failure(1, "host", 7, "died", "gone")])
+
+    monkeypatch.setattr(orchestrator.driver, "SAVE_EVERY", 0.0)
+    with pytest.raises(Stopped) as caught:
+        train(PLAN, FakeGang(PLAN), FakeTracker(), on_pause=fail)  # type: ignore[arg-type]
+    assert (caught.value.place.epoch, caught.value.place.batch) == (0, 1)
+    assert caught.value.place.tally is not None and caught.value.place.tally.count == 8
+    assert isinstance(caught.value.cause, WorkersFailed)
+
+
 def test_one_worker_has_none_to_differ_from() -> None:
     gang, tracker = FakeGang(PLAN, prints=()), FakeTracker()
     gang.world_size = 1
@@ -222,3 +249,24 @@ def test_the_body_has_a_share_of_every_rate_also_in_the_range_test() -> None:
         assert hypers["body_lr"] == pytest.approx(hypers["lr"] / 100)
         assert hypers["lr"] == PLAN.hypers(step)["lr"]
     assert plan.rates(0.5) == {"lr": 0.5, "body_lr": 0.005} and PLAN.rates(0.5) == {"lr": 0.5}
+
+
+def test_two_workers_that_pause_for_saves_do_what_they_do_without(ray_gang: Any, job: Any, monkeypatch: Any) -> None:
+    job = dataclasses.replace(job, arch="simple_cnn_bn", momentum=0.9, ema=0.9)
+    plan, found = dataclasses.replace(PLAN, momentum=0.9, lr=0.05), list[Any]()
+    monkeypatch.setattr(Pace, "seconds", 0.0)
+    for every in (3600.0, 0.0):
+        monkeypatch.setattr(orchestrator.driver, "SAVE_EVERY", every)
+        tallies, places = list[Tally](), list[Place]()
+        tracker: Any = FakeTracker()
+        tracker.epoch = lambda *args: tallies.extend(args[3:])  # noqa: B023
+        ray_gang.start(job, 2)
+
+        def save(place: Place) -> None:
+            places.append(place)  # noqa: B023
+            ray_gang.call_first("snapshot")
+
+        train(plan, ray_gang, tracker, on_pause=save)
+        assert len(places) == (0 if every else 12)
+        found.append((ray_gang.call("fingerprint"), [tally.means() for tally in tallies]))
+    assert found[0] == found[1]

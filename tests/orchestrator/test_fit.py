@@ -1,5 +1,6 @@
 "What is saved where a run ends before its time; the gang and the driver's clock are real, the faults are made up."
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 import orchestrator.fit
+import orchestrator.run_folder
 from cluster.checkpoint import Checkpoints
 from cluster.faults import Failure, WorkersFailed
 from orchestrator.config import Config
@@ -16,6 +19,9 @@ from orchestrator.driver import Place, Spoiled, Stopped
 from orchestrator.fit import Best, fit
 from orchestrator.resume import Saver
 from orchestrator.session import open_session
+from orchestrator.tracker import Tracker
+from tests.commands import Ended, sentence
+from tests.results import history
 
 
 def ended_by(cause: Any, salvaged: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -69,3 +75,74 @@ def test_best_is_the_first_highest_and_patience_counts_since_then(accuracies, pa
         assert better == (first == number)
         assert best.row is not None and best.row["epoch"] == first
         assert best.exhausted == (patience > 0 and number - first >= patience)
+
+
+ACCURACIES = (0.2, 0.5, 0.4, 0.5, 0.9)  # of the second epoch is the best, until patience has run out
+
+
+@pytest.fixture
+def course(here: Callable[..., Ended], small: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    "Runs `launch --save-best --early-stop 2` on a disk that refuses the model the first so many times."
+    epoch, refusals = Tracker.epoch, list[None]()
+    write = orchestrator.run_folder.write_aside
+
+    def scripted(tracker: Tracker, number: int, *args: Any) -> dict[str, Any]:
+        return epoch(tracker, number, *args) | {"accuracy": ACCURACIES[number]}
+
+    def refuse(path: Path, content: bytes) -> None:
+        if path.name == "model.safetensors" and refusals:
+            refusals.pop()
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
+
+    def run(full: int, *more: object) -> Ended:
+        refusals[:] = [None] * full
+        options = [
+            "--local",
+            "--size",
+            16,
+            "--epochs",
+            5,
+            "--save-best",
+            "--early-stop",
+            2,
+            "--keep",
+            9,
+            "--name",
+            "run",
+        ]
+        return here(*small, *options, *more)
+
+    monkeypatch.setattr(Tracker, "epoch", scripted)
+    monkeypatch.setattr(orchestrator.run_folder, "write_aside", refuse)
+    return run
+
+
+def saved_epoch(run: Path) -> int:
+    "After how many epochs the workers held the model that is saved."
+    model, checkpoints = load_file(run / "model.safetensors"), Checkpoints(run / "checkpoints")
+    states = [checkpoints.load(step).tensors for step in checkpoints.steps()]
+    same = [all((state[f"0/{name}"] == tensor).all() for name, tensor in model.items()) for state in states]
+    return same.index(True) + 1
+
+
+@pytest.mark.parametrize("full", [0, 4])
+def test_the_best_epoch_is_saved_and_patience_ends_the_run(full, course, tmp_path) -> None:
+    "Also where the disk has no room for it when its turn comes, nor at the next epochs, but at the end."
+    ended = course(full)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count("warning: the model could not be written: No space left on device") == full
+    assert "accuracy 0.5000 on the validation set after 2 epochs" in ended.out
+    assert len(history(tmp_path / "runs" / "run" / "version_0")) == 4
+    assert saved_epoch(tmp_path / "runs" / "run" / "version_0") == 2
+
+
+def test_a_disk_that_never_has_room_for_the_model(course, tmp_path) -> None:
+    "The command fails in one sentence, but behind the last checkpoint; resumed, it saves what there still is."
+    ended = course(100)
+    sentence(ended, "No space left on device: ", "model.safetensors; make room", code=1)
+    run = tmp_path / "runs" / "run" / "version_0"
+    assert Checkpoints(run / "checkpoints").steps() == [7, 14, 21, 28]
+    ended = course(0, "--resume", "last")
+    assert ended.code == 0 and "accuracy 0.5000 on the validation set after 4 epochs" in ended.out
+    assert saved_epoch(run) == 4

@@ -151,6 +151,57 @@ def test_where_all_checkpoints_are_broken(how, code, data, uninterrupted, tmp_pa
         assert_same(tmp_path, uninterrupted)
 
 
+@pytest.fixture(scope="module")
+def saved_often(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "The runs folder of a run that saved after each chunk of training, and kept all of that."
+    runs = tmp_path_factory.mktemp("often")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+        patched.setattr(orchestrator.driver, "SAVE_EVERY", 0.0)
+        assert launch(data, runs, "--keep", "99") == 0
+    return runs
+
+
+def test_saves_in_the_midst_of_epochs_change_nothing(data, uninterrupted, saved_often) -> None:
+    assert Checkpoints(saved_often / "run" / "version_0" / "checkpoints").steps() == list(range(1, 10))
+    assert_same(saved_often, uninterrupted)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_save_in_the_midst_of_an_epoch_is_where_a_run_goes_on(
+    step, data, uninterrupted, saved_often, tmp_path, capsys
+) -> None:
+    "As the driver leaves it that is killed before the next one: its history and curves may be ahead of it."
+    shutil.copytree(saved_often, tmp_path, dirs_exist_ok=True)
+    for later in range(step + 1, 10):
+        shutil.rmtree(tmp_path / "run" / "version_0" / "checkpoints" / f"step_{later}")
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert f"going on at step {step}\n" in capsys.readouterr().out
+    assert_same(tmp_path, uninterrupted)
+
+
+OFTEN = """
+import os, sys, orchestrator.driver
+orchestrator.driver.Pace.seconds = orchestrator.driver.SAVE_EVERY = 0.0
+def hook(event, args):
+    if event == "os.mkdir" and ".step_5." in str(args[0]):
+        os.kill(os.getpid(), 9)
+sys.addaudithook(hook)
+from orchestrator.launch import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_killed_in_the_midst_of_an_epoch(data, uninterrupted, tmp_path, capsys) -> None:
+    places = ["--data", str(data), "--data-dir", str(data.parent / "cache"), "--runs", str(tmp_path)]
+    killed = subprocess.run([sys.executable, "-c", OFTEN, *OPTIONS, *places], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert "going on at step 4\n" in capsys.readouterr().out
+    assert_same(tmp_path, uninterrupted)
+
+
 KILLED = """
 import os, sys
 at, begun, calls = int(sys.argv[1]), False, 0
@@ -202,6 +253,82 @@ def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, t
     assert launch(data, tmp_path, "--resume", "last") == 0
     assert "all begin again at the newest checkpoint" in capsys.readouterr().err
     assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("method", ["run", "snapshot"])
+@pytest.mark.parametrize(
+    ("survivor", "told"),
+    [
+        (True, "go on with the same command and --resume last"),
+        (False, "it could not be saved; --resume last goes on at step 3"),
+    ],
+)
+def test_who_is_asked_to_stop_stops_though_workers_go(
+    method, survivor, told, data, uninterrupted, tmp_path, monkeypatch, capsys
+) -> None:
+    "At the signal, in the second batch of the second epoch, they are lost in a step, or as their state is asked for."
+    call, calls = LocalGang.call_first, {"run": 0, "snapshot": 0}
+
+    def go(gang: LocalGang, name: str, *args: Any) -> Any:
+        calls[name] = calls.get(name, 0) + 1
+        if name == "run" and calls["run"] == 7:
+            signal.raise_signal(signal.SIGTERM)
+        done = call(gang, name, *args)
+        if name == method and calls[name] == {"run": 7, "snapshot": 2}[name]:
+            raise NoneLeft([Failure(0, "host", 7, "died", "gone")])
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+        patched.setattr(LocalGang, "call_first", go)
+        if not survivor:
+            patched.setattr(LocalGang, "salvage", lambda gang: None)
+        assert launch(data, tmp_path) == 143
+    assert f"stopped in epoch 1: {told}" in capsys.readouterr().err
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("often", [False, True])
+def test_replicas_that_differ_get_no_checkpoint(often, data, tmp_path, monkeypatch, capsys) -> None:
+    "Neither that of a stop, nor one in the midst of an epoch; here are not two workers, but two fingerprints."
+    call, calls = LocalGang.call, itertools.count()
+
+    def differ(gang: LocalGang, method: str, *args: Any) -> Any:
+        if method == "checksums":
+            return [{"0/weight": "1"}, {"0/weight": "2"}]
+        return ["aa", "bb" if next(calls) else "aa"] if method == "fingerprint" else call(gang, method, *args)
+
+    monkeypatch.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+    monkeypatch.setattr(LocalGang, "world_size", 2)
+    monkeypatch.setattr(LocalGang, "call", differ)
+    if often:
+        monkeypatch.setattr(orchestrator.driver, "SAVE_EVERY", 0.0)
+    else:
+        monkeypatch.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
+    assert launch(data, tmp_path) == (1 if often else 130)
+    said, step = capsys.readouterr().err, 1 if often else 3
+    assert f"replicas differ in epoch {0 if often else 1}, after 2 batches, first in weight" in said
+    assert often or f"stopped in epoch 1: it could not be saved; --resume last goes on at step {step}" in said
+    assert Checkpoints(tmp_path / "run" / "version_0" / "checkpoints").steps() == [step]
+
+
+def test_bad_images_of_before_the_stop_stay_listed(data, tmp_path, monkeypatch, capsys) -> None:
+    "Stopped in its last validation, behind the training files that can't be read; the count at the end has them."
+    broken = Path(shutil.copytree(data, tmp_path / "broken"))
+    for name in ("train/dark/0.png", "train/light/3.png", "valid/light/4.png"):
+        (broken / name).write_bytes(b"no picture, and not a short one either")
+    assert launch(broken, tmp_path / "whole", "--bad-images", "skip") == 0
+    assert "3 unreadable images were skipped" in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.driver.Pace, "seconds", 0.0)
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(CHUNKS - 2))
+        assert launch(broken, tmp_path / "stopped", "--bad-images", "skip") == 130
+    assert launch(broken, tmp_path / "stopped", "--bad-images", "skip", "--resume", "last") == 0
+    assert "3 unreadable images were skipped" in capsys.readouterr().out
+    lists = [tmp_path / runs / "run" / "version_0" / "bad_images.csv" for runs in ("whole", "stopped")]
+    assert lists[0].read_bytes() == lists[1].read_bytes()
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_a_finished_run_resumes_to_its_own_end(data, uninterrupted, tmp_path, capsys) -> None:

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from learner.errors import UsageError
@@ -45,6 +48,29 @@ def test_history_is_as_the_issue_wants_it(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows] == ["0", "1"]
     for key, value in ROW.items():
         assert float(rows[0][key]) == value, "to the last bit"
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_bad_images_are_read_as_they_were_written(bad: dict[str, str]) -> None:
+    with TemporaryDirectory() as place:
+        folder = RunFolder(Path(place))
+        names = {name.replace("\0", ""): reason.replace("\0", "") for name, reason in bad.items()}
+        folder.add_bad_images(list(names.items()))
+        assert folder.bad_images() == names
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b'file,reason\n"', b"file,reason\na\na,b,c\n", b"file,reason\n" + b"x" * 200_000]
+)
+def test_a_list_of_bad_images_that_somebody_has_changed_is_no_harm(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bad_images.csv").write_bytes(content)
+    assert RunFolder(tmp_path).bad_images() == {}
+
+
+def test_bad_images_may_have_names_of_any_bytes(tmp_path: Path) -> None:
+    RunFolder(tmp_path).add_bad_images([(os.fsdecode(b"\xff.jpg"), "cut")])
+    assert (tmp_path / "bad_images.csv").read_bytes() == b"file,reason\r\n\xff.jpg,cut\r\n"
+    assert RunFolder(tmp_path).bad_images() == {os.fsdecode(b"\xff.jpg"): "cut"}
 
 
 def test_bad_images_are_listed(tmp_path: Path) -> None:
