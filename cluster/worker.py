@@ -105,6 +105,8 @@ class Worker(Replica):
         if not job.sync_batchnorm:
             self.learner.opt.then(self._average_statistics)
         self.learner("after_opt")
+        self.whole = True  # False from the first change of an update to the end of its step
+        self.learner.opt.then(self._begin_update)
         self.chunk = Chunk(True, 0, 0, 0, ())
         self.moves, self.doing = 0, "nothing"
         self.frozen: bool | None = None  # the body, where it is fine-tuned: the hyperparameters of each step say
@@ -181,8 +183,12 @@ class Worker(Replica):
                 other = PeerLost(f"numbers of another rank are not finite at step {self.step}")
                 raise (NotFinite(f"{told}; {ADVICE}") if told else other) from None
             self._redo(error, batch)
+        self.whole = True
         if self.guard.skipped:
             self._note_skipped(batch)
+
+    def _begin_update(self, params: object) -> None:
+        self.whole = False
 
     def _explain(self, what: str, batch: Readable) -> str:
         "What this rank has to say of a batch that all have refused: nothing, if others are to blame."
