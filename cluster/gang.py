@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cluster.comms import Solo
+from cluster.faults import Failure, WorkersFailed
 from cluster.messages import Chunk, Job, Report
 from cluster.worker import Worker
 from learner.data.loader import usable_cores
@@ -87,7 +88,10 @@ class Gang(Protocol):
 
 
 class LocalGang:
-    "One worker in the driver's process: exceptions and breakpoints are where they happen."
+    """One worker in the driver's process: breakpoints are where they are set, and no thread is between.
+
+    What fails in it ends the run, with all completed steps in hand; an error's own traceback is the `__cause__`.
+    """
 
     world_size: int = 1
 
@@ -105,10 +109,24 @@ class LocalGang:
             try:
                 reports = self.call("run", chunk)
             except UserError:
-                if chunk.train and (done := self.worker.report()).chunk.hypers:
-                    yield [done]
+                yield from self._done(chunk)
                 raise
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                yield from self._done(chunk)
+                raise UserError(f"there is not enough memory: {error}; lower --size or --batch-size") from error
+            except Exception as error:
+                failure = Failure.of(0, error, self.worker.step)
+                yield from self._done(chunk)
+                raise WorkersFailed([failure]) from error
             yield reports
+
+    def _done(self, chunk: Chunk) -> list[list[Report]]:
+        "The reports of a chunk that came to no end: of the whole steps that it had, if any."
+        try:
+            done = self.worker.report()
+        except RuntimeError:  # a GPU that is out of order gives nothing back
+            return []
+        return [[done]] if chunk.train and done.chunk.hypers else []
 
     def call(self, method: str, *args: Any) -> list[Any]:
         "See Gang."
@@ -125,8 +143,11 @@ class LocalGang:
         "See Gang: nobody ever is."
 
     def salvage(self) -> dict[str, np.ndarray] | None:
-        "See Gang: errors come here as they are, and none is made up for; the step that had one came to nothing."
-        return self.call_first("snapshot")
+        "See Gang: the step that failed came to nothing, unless it was in the midst of its update."
+        try:
+            return self.worker.snapshot() if self.worker.whole else None
+        except RuntimeError:  # as in `_done`
+            return None
 
     def close(self) -> None:
         "See Gang."

@@ -56,8 +56,13 @@ class Outcomes:
         return len(self.samples)
 
     def rates(self) -> dict[str, float]:
-        "Loss, accuracy, top-5 accuracy (of the classes ranked) and error rate over all samples; NaN for none."
-        right, among_5 = self.predicted == self.targets, (self.ranked[:, :5] == self.targets[:, None]).any(1)
+        """Loss, accuracy, top-5 accuracy (of the classes ranked) and error rate over all samples; NaN for none.
+
+        A sample whose loss is no number has no prediction: it is wrong, as in the metrics.
+        """
+        known = ~self.losses.isnan()
+        right = (self.predicted == self.targets) & known
+        among_5 = (self.ranked[:, :5] == self.targets[:, None]).any(1) & known
         sums = {"loss": self.losses.double(), "accuracy": right, "top_5_accuracy": among_5, "error_rate": ~right}
         return {name: values.sum().item() / len(self) if len(self) else math.nan for name, values in sums.items()}
 

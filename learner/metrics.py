@@ -16,21 +16,26 @@ def hard(targets: Tensor) -> Tensor:
 
 
 def accuracy(preds: Tensor, targets: Tensor) -> Tensor:
-    "How many of `targets` (n,) int64 have the largest of `preds` (n, classes): a sum, to be divided by a count later."
-    return (preds.argmax(1) == hard(targets)).sum()
+    """How many of `targets` (n,) int64 have the largest of `preds` (n, classes): a sum, to be divided by a count later.
+
+    A row whose largest is no finite number is wrong, whatever the target.
+    """
+    best = preds.max(1)
+    return ((best.indices == hard(targets)) & best.values.isfinite()).sum()
 
 
 def error_rate(preds: Tensor, targets: Tensor) -> Tensor:
     "How many of `targets` have not the largest of `preds`: a sum."
-    return (preds.argmax(1) != hard(targets)).sum()
+    return len(targets) - accuracy(preds, targets)
 
 
 def top_k(k: int) -> Callable[[Tensor, Tensor], Tensor]:
     "A metric: how many of `targets` are among the `k` largest of `preds` (all classes where there are fewer)."
 
     def metric(preds: Tensor, targets: Tensor) -> Tensor:
-        best = preds.topk(min(k, preds.shape[1]), dim=1).indices
-        return (best == hard(targets).unsqueeze(1)).any(1).sum()
+        best = preds.topk(min(k, preds.shape[1]), dim=1)
+        found = (best.indices == hard(targets).unsqueeze(1)).any(1)
+        return (found & best.values[:, 0].isfinite()).sum()
 
     metric.__name__ = f"top_{k}_accuracy"
     return metric

@@ -186,6 +186,7 @@ def one_pass(
     workers fail.
     """
     tally, done, epoch = place.tally or Tally(), place.batch, place.epoch
+    wanted = plan.n_train if train else plan.n_valid
     try:
         for reports in gang.stream(plan.chunks(train, epoch, pace, done, stop)):
             tally.add(reports)
@@ -196,17 +197,18 @@ def one_pass(
                 refuse_nan(reports)
             elif train and (steps := spoiled_steps(reports)):
                 tracker.fault(f"steps {steps} were skipped: their loss or gradient is not finite")
+        if len(tally.bad_images) == wanted:
+            which = "training" if train else "validation"
+            raise UserError(f"no image of the {which} set could be read; see bad_images.csv")
     except UserError as failed:
         raise Stopped(Place(epoch, done, tally), failed) from failed
     if done < (plan.train_batches if train else plan.valid_batches):
         raise Stopped(Place(epoch, done, tally))
-    wanted, seen = plan.n_train if train else plan.n_valid, tally.count + tally.spoiled + len(tally.bad_images)
+    seen = tally.count + tally.spoiled + len(tally.bad_images)
     if seen != wanted:
         raise UserError(f"epoch {epoch} counted {seen} samples instead of {wanted}: this is a bug, please report it")
-    if not tally.count:
-        raise UserError(
-            f"no image of the {'training' if train else 'validation'} set could be read; see bad_images.csv"
-        )
+    if not train and not math.isfinite(loss := tally.totals["loss"]):
+        tracker.fault(f"the validation of epoch {epoch} came to a loss of {loss}, no finite number; training goes on")
     return tally
 
 

@@ -34,14 +34,15 @@ class Tally:
         self.bad_images: list[tuple[str, str]] = []
         self.samples: dict[int, int] = defaultdict(int)
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self.spoiled = 0  # samples in batches whose loss is no number
+        self.spoiled = 0  # samples in steps that were skipped, since their loss is no number
         self.started = time.perf_counter()
         self.elapsed = 0.0
 
     def add(self, reports: Sequence[Report]) -> None:
         "Take a chunk's reports, one of each rank that is there."
         # batch by batch, so that no sum depends, in its last digits, on how batches came in chunks
-        batches, sound = reports[0].batches, [math.isfinite(loss) for loss in reports[0].batches.get("loss", [])]
+        batches, train = reports[0].batches, reports[0].chunk.train
+        sound = [math.isfinite(loss) or not train for loss in batches.get("loss", [])]
         for name, column in batches.items():
             self.totals[name] = sum(compress(column, sound), self.totals[name])
         self.spoiled += round(sum(n for n, fine in zip(batches.get("count", []), sound) if not fine))

@@ -86,12 +86,17 @@ def fault_plan(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    "Three CPU workers and a spare, shared by all tests: `start(job, world_size)` seats some of them for another job."
+    """Three CPU workers and a spare, shared by all tests: `start(job, world_size)` seats some of them for another job.
+
+    At the end, whatever befell them, no process, no shared memory and no file of theirs is left.
+    """
     import cluster.crew
+    import cluster.watchdog
     import tests.chaos.injector
     from cluster.faults import Tolerance
     from cluster.ray_cluster import own_ray
     from cluster.ray_gang import RayGang
+    from tests.leftovers import living, shared_memory, wait_until_gone
 
     own_ray().cloudpickle.register_pickle_by_value(tests.chaos.injector)
     known = {"folder": fault_plan.folder, "root": Path(__file__).parents[1]}
@@ -100,7 +105,13 @@ def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory
         workers = cluster.crew.Workers(3, 0.0, "gloo")
         gang = RayGang(job, workers, tmp_path_factory.mktemp("logs"), Tolerance(spares=1))
         yield gang
+        folder, watchdog = gang.cluster.folder, gang.cluster.watchdog.pid
+        ours = {watchdog, *cluster.watchdog.members(folder)}
+        segments = set().union(*map(shared_memory, ours))
+        assert ours > {place.pid for place in gang.places}
         gang.close()
+        assert wait_until_gone(lambda: living(ours | {*cluster.watchdog.members(folder)}), 60) == {}
+        assert [name for name in (*segments, folder) if Path(name).exists()] == []
 
 
 @pytest.fixture(scope="session")

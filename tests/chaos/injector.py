@@ -24,6 +24,7 @@ from learner.learner import Callback
 PHASES = ("data", "forward", "backward", "reduce", "update", "validate", "checkpoint")
 DEADLY = ("raise", "exit", "SIGKILL", "SIGSTOP", "sleep")  # after which another process has to take over
 HANGS = ("SIGSTOP", "sleep")
+NAP = 0.3  # seconds that a crawling worker needs more for a step; it is no fault to be made up for
 KINDS = (*DEADLY, "NaN", "unreadable", "full disk")
 BEGIN = -1  # the step of who only begins a job, in the phases meet (the others) and start
 
@@ -177,6 +178,8 @@ class FaultyProcess(WorkerProcess):
                     spoil(self.worker, phase)
                 elif fault.kind == "full disk":
                     self.fill_disk()
+                elif fault.kind == "nap":
+                    time.sleep(NAP)
                 else:
                     befall(fault.kind)
 

@@ -4,8 +4,10 @@ Whatever ends or stops a process is made up for, bit for bit. What is wrong with
 any other process too: there, the run ends as the policy says, with all completed steps in hand, or leaves them out.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,10 @@ def test_another_process_takes_over(
     assert f"rank {fault.rank} " in said[0]
     hangs = {"SIGSTOP": "no sign of life", "sleep": "stands still"}
     assert hangs.get(fault.kind, "injected" if fault.kind == "raise" else "died") in said[0]
+    if fault.kind == "sleep":
+        _, _, last = Path(gang.log_folder, f"rank_{fault.rank}.log").read_text().rpartition(f"injected: {fault}\n")
+        asked, _, stacks = last.partition("its threads are here:\n")
+        assert asked and re.search(r"injector\.py\", line \d+ in befall\n", stacks), "where it slept"
 
 
 @pytest.mark.parametrize("fault", [case for case in cases(("NaN",), 8) if "validate" not in case.id])

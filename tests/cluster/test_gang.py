@@ -4,16 +4,19 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.faults import WorkersFailed
 from cluster.gang import LocalGang, Seat
-from cluster.messages import Chunk, Job
+from cluster.messages import Chunk, Job, Report
 from learner.data.files import Labelled
 from learner.data.loader import usable_cores
 from learner.errors import UserError
+from learner.learner import Callback
 
 
 @given(st.integers(1, 200))
@@ -35,6 +38,72 @@ def test_a_local_gang_raises_what_was_raised(local_gang: Callable[[Job], LocalGa
         list(gang.stream([Chunk(True, 0, 0, 0, ({"lr": 0.1},))]))
     with pytest.raises(AttributeError):
         gang.call("no_such_method")
+
+
+class Failing(Callback):
+    "Raises `error` at an event of the batch behind the first two, in training or not."
+
+    order = 1000
+
+    def __init__(self, event: str, train: bool, error: BaseException) -> None:
+        setattr(self, event, lambda: self.fail(train, error))
+
+    def fail(self, train: bool, error: BaseException) -> None:
+        if self.model.training == train and self.learner.num == 2:
+            raise error
+
+
+CHUNKS = {train: Chunk(train, 0, 0, 0, ({"lr": 0.1} if train else {},) * 4) for train in (True, False)}
+FAILING = [("before_batch", True), ("after_loss", True), ("after_backward", True), ("after_predict", False)]
+
+
+@pytest.mark.parametrize(("event", "train"), FAILING)
+def test_what_fails_in_a_local_gang_leaves_all_completed_steps(
+    local_gang: Callable[[Job], LocalGang], job: Job, event: str, train: bool
+) -> None:
+    mine, error = replace(job, arch="simple_cnn_bn", momentum=0.9, ema=0.9), RuntimeError("injected")
+    gang, healthy = local_gang(mine), local_gang(mine)
+    gang.worker.learner.add_cb(Failing(event, train, error))
+    done: list[list[Report]] = []
+    with pytest.raises(WorkersFailed, match=r"(?s)rank 0 .*RuntimeError: injected.*Traceback.* raise error") as caught:
+        done += gang.stream([CHUNKS[train]])
+    assert caught.value.__cause__ is error, "a debugger finds where it was"
+    assert [len(reports[0].losses) for reports in done] == [2] * train
+    list(healthy.stream([replace(CHUNKS[True], hypers=CHUNKS[True].hypers[:2])] * train))
+    assert_same(gang.salvage(), healthy.salvage())
+
+
+def assert_same(found: dict[str, np.ndarray] | None, wanted: dict[str, np.ndarray] | None) -> None:
+    assert found is not None and wanted is not None and found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        np.testing.assert_array_equal(tensor, wanted[name], err_msg=name)
+
+
+def test_a_state_in_the_midst_of_an_update_is_nothing_to_go_on_with(
+    local_gang: Callable[[Job], LocalGang], job: Job
+) -> None:
+    gang = local_gang(job)
+    gang.worker.learner.add_cb(Failing("after_step", True, RuntimeError("injected")))
+    with pytest.raises(WorkersFailed):
+        list(gang.stream([CHUNKS[True]]))
+    assert gang.salvage() is None
+
+
+@pytest.mark.parametrize("error", [MemoryError("9 GiB"), torch.OutOfMemoryError("9 GiB")])
+def test_too_little_memory_is_a_sentence(local_gang: Callable[[Job], LocalGang], job: Job, error: Exception) -> None:
+    gang = local_gang(job)
+    gang.worker.learner.add_cb(Failing("after_loss", True, error))
+    with pytest.raises(UserError, match=r"^there is not enough memory: 9 GiB; lower --size or --batch-size$") as caught:
+        list(gang.stream([CHUNKS[True]]))
+    assert caught.value.__cause__ is error
+    assert gang.salvage() is not None
+
+
+def test_an_interruption_passes_through(local_gang: Callable[[Job], LocalGang], job: Job) -> None:
+    gang = local_gang(job)
+    gang.worker.learner.add_cb(Failing("after_loss", True, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        list(gang.stream([CHUNKS[True]]))
 
 
 def test_a_local_gang_sits_like_rank_0(local_gang: Callable[[Job], LocalGang], job: Job, tmp_path) -> None:

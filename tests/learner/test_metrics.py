@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from learner.interpret import Outcomes
 from learner.metrics import accuracy, confusion, error_rate, means, per_class, top_k
 
 
@@ -34,6 +35,18 @@ def test_top_k_counts_what_sorting_finds(seed, size, k) -> None:
     found = sum(int(t) in p.argsort(descending=True)[:k].tolist() for p, t in zip(preds, targets))
     assert int(top_k(k)(preds, targets)) == found
     assert int(error_rate(preds, targets)) == len(targets) - int(top_k(1)(preds, targets))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_prediction_that_is_no_number_is_wrong(number) -> None:
+    "Also of the class that a search for the largest comes upon first."
+    preds, targets = torch.full((6, 3), number), torch.tensor([0, 1, 2] * 2)
+    preds[5] = torch.tensor([0.0, 0.0, 1.0])
+    assert [int(metric(preds, targets)) for metric in (accuracy, top_k(3), error_rate)] == [1, 1, 5]
+    rates = Outcomes.of(preds, targets, torch.arange(6), 3).rates()
+    assert [rates[name] for name in ("accuracy", "top_5_accuracy", "error_rate")] == pytest.approx(
+        [1 / 6, 1 / 6, 5 / 6]
+    )
 
 
 def test_per_class_scores_are_their_definitions_and_merge_over_ranks() -> None:

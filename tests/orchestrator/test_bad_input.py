@@ -18,9 +18,11 @@ import pytest
 import torch
 
 from cluster.not_finite import FiniteGuard
+from cluster.rank_learner import RankLearner
 from learner.data.files import open_split
 from learner.data.loader import epoch_order
 from orchestrator.tracker import Tracker
+from tests.results import history
 
 Here = Callable[..., Any]
 
@@ -289,6 +291,29 @@ def test_a_rollback_halves_the_rate(here: Here, small: list[str]) -> None:
 def test_steps_can_be_skipped(here: Here, small: list[str]) -> None:
     ended = here(*small, "--lr", "1e30", "--on-nan", "skip")
     assert "were skipped: their loss or gradient is not finite" in ended.out
+
+
+def test_a_validation_without_finite_numbers(
+    here: Here, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "It is told as it is, and no best epoch; the weights are finite, and with them training goes on, also resumed."
+    get_loss = RankLearner.get_loss
+
+    def spoiled(learner: RankLearner) -> None:
+        if not learner.model.training and learner.epoch:
+            learner.preds = learner.preds * float("nan")
+        get_loss(learner)
+
+    monkeypatch.setattr(RankLearner, "get_loss", spoiled)
+    command = [*small, "--epochs", 2, "--save-best", "--name", "run"]
+    ended = here(*command)
+    assert (ended.code, ended.err) == (0, "")
+    assert re.findall(r"fault \d: the validation of epoch (\d) came to a loss of nan", ended.out) == ["1"]
+    first, second = history(tmp_path / "runs" / "run" / "version_0")
+    assert float(first["accuracy"]) > 0
+    assert (second["valid_loss"], second["accuracy"]) == ("nan", "0.0")
+    assert "after 1 epoch\n" in ended.out, "the best of them"
+    assert "after 1 epoch\n" in here(*command, "--resume", "last").out
 
 
 def test_debug_shows_where(here: Here, small: list[str]) -> None:

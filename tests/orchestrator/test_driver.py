@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import orchestrator.driver
 from cluster.faults import Failure, WorkersFailed
 from cluster.messages import Chunk, Report
+from cluster.shards import n_batches
 from learner.errors import UserError
 from orchestrator.driver import Pace, Place, Plan, Replicas, Stopped, fingerprint, one_pass, train
 from orchestrator.tally import Tally
@@ -61,6 +62,10 @@ class FakeTracker:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.faults: list[str] = []
+
+    def fault(self, text: str) -> None:
+        self.faults.append(text)
 
     def start(self, *batches: int) -> None:
         self.total = batches[0]
@@ -160,6 +165,27 @@ def test_a_loss_that_is_no_number_ends_the_run(loss: float, step: int) -> None:
     assert f"the loss became {loss} at step {step} (learning rate {rate:g})" in cause
     assert "--lr" in cause
     assert max(chunk.step for chunk in gang.done) <= step
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_no_number_is_told(loss: float) -> None:
+    "The weights are finite, so training goes on; every sample has been counted."
+    gang, tracker = FakeGang(PLAN), FakeTracker()
+    gang.loss = lambda step: loss if step == 7 and not gang.done[-1].train else 2.0
+    train(PLAN, gang, tracker)  # type: ignore[arg-type]
+    assert [row["valid"] for row in tracker.rows] == [29, 29]
+    assert tracker.faults == [f"the validation of epoch 0 came to a loss of {loss}, no finite number; training goes on"]
+
+
+@pytest.mark.parametrize("train_set", [True, False])
+def test_a_set_of_which_nothing_can_be_read_ends_the_run_where_it_stands(train_set: bool) -> None:
+    tally, n = Tally(), PLAN.n_train if train_set else PLAN.n_valid
+    tally.bad_images = [("file", "cut")] * n
+    place = Place(1, n_batches(n, PLAN.batch_size), tally)
+    with pytest.raises(Stopped) as caught:
+        one_pass(PLAN, FakeGang(PLAN), FakeTracker(), train_set, place, Pace())  # type: ignore[arg-type]
+    assert caught.value.place == place
+    assert f"no image of the {'training' if train_set else 'validation'} set" in str(caught.value.cause)
 
 
 @pytest.mark.parametrize("lost", [1, -1])

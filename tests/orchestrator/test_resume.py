@@ -238,6 +238,24 @@ def test_a_driver_killed_in_each_phase_of_a_checkpoint(data, uninterrupted, tmp_
     pytest.fail("the run never got through")
 
 
+def test_an_error_in_the_only_worker_costs_no_step(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    "It is shown once."
+    calls = itertools.count()
+
+    def fail(*_: object) -> None:
+        if next(calls) == 6:
+            raise RuntimeError("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster.worker, "refuse_bad", fail)
+        assert launch(data, tmp_path) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: a worker failed: rank 0 (host ") and "all completed steps are saved" in said
+    assert said.count("Traceback") == said.count("\nRuntimeError: injected\n") == 1
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert_same(tmp_path, uninterrupted)
+
+
 def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,8 @@ SECONDS = {"total": 2.0, "data": 0.5, "communication": 1.0}
 def report(rank: int, losses: list[float], counts: list[int], right: float = 0, **more) -> Report:
     "What a rank says of two batches: what they came to for all, and what was its own."
     batches = {"count": [float(n) for n in counts], "loss": losses, "accuracy": [right, 0.0]}
-    return Report(rank, CHUNK, batches, more.pop("own", sum(counts)), more.pop("seconds", SECONDS), more.pop("bad", []))
+    chunk = more.pop("chunk", CHUNK)
+    return Report(rank, chunk, batches, more.pop("own", sum(counts)), more.pop("seconds", SECONDS), more.pop("bad", []))
 
 
 def test_a_batch_without_samples_has_no_loss() -> None:
@@ -42,6 +44,17 @@ def test_means_are_those_of_all_samples(losses: list[float], world_size: int, ba
     assert means["loss"] == pytest.approx(sum(losses) / len(losses))
     assert means["accuracy"] == pytest.approx(sum(loss > 50 for loss in losses) / len(losses))
     assert sum(tally.samples.values()) == len(losses)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_validation_hides_no_loss(train: bool) -> None:
+    "A step without a finite loss was skipped, and counts for nothing; a batch of a validation was not."
+    tally = Tally()
+    tally.add([report(0, [6.0, math.nan], [3, 5], right=2, chunk=replace(CHUNK, train=train))])
+    assert (tally.count, tally.spoiled) == ((3, 5) if train else (8, 0))
+    means = tally.means()
+    assert math.isnan(means["loss"]) != train
+    assert means["accuracy"] == 2 / tally.count
 
 
 def test_bad_images_are_collected() -> None:

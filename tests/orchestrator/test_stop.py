@@ -1,0 +1,79 @@
+"Ctrl-C and SIGTERM: the first is noted, a second Ctrl-C is at once."
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.stop import Stop
+
+STUCK = """
+import sys, time
+import cluster.worker
+from orchestrator.launch import main
+
+def stick(*_):
+    print("in the midst of a step", flush=True)
+    time.sleep(300)
+
+cluster.worker.Worker._batch = stick
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def caught(number: int) -> bool:
+    "Whether this signal, which comes now, is a KeyboardInterrupt."
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("signals", "last"),
+    [
+        ([signal.SIGINT], False),
+        ([signal.SIGTERM], False),
+        ([signal.SIGINT, signal.SIGINT], True),
+        ([signal.SIGTERM, signal.SIGINT], True),
+        ([signal.SIGINT, signal.SIGTERM], False),
+        ([signal.SIGTERM, signal.SIGTERM], False),
+    ],
+)
+def test_only_a_second_ctrl_c_is_at_once(signals, last, capsys: pytest.CaptureFixture[str]) -> None:
+    with Stop() as stop:
+        assert (stop(), stop.code) == (False, 0)
+        assert [caught(number) for number in signals] == [False] * (len(signals) - 1) + [last]
+        assert stop() and stop.code in [128 + number for number in signals]
+    assert "stopping between two steps (Ctrl-C again: at once)" in capsys.readouterr().err
+
+
+def test_the_signals_are_their_owners_again() -> None:
+    "Also where the body came to no end."
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(KeyboardInterrupt), Stop():
+        assert [signal.getsignal(number) for number in numbers] != before
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_second_ctrl_c_ends_a_run_in_the_midst_of_a_step(small: list[str], user_environment, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUCK, *small, "--local"]
+    with subprocess.Popen(
+        command, env=user_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert any("in the midst" in line for line in run.stdout)
+        run.send_signal(signal.SIGINT)
+        assert any("stopping between two steps" in line for line in run.stderr)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert (run.returncode, err) == (
+        130,
+        "\ninterrupted: workers are stopped, epochs that were done, if any, are in history.csv\n",
+    )
