@@ -198,6 +198,7 @@ def recorded_here(arch: str, shared: bool) -> list[Piece]:
 
 def simulated() -> tuple[list[str], list[str]]:
     "For each model: what a step sends, and rows of step time, efficiency and limit."
+    torch.set_num_threads(1)  # two get in each other's way on a busy machine, which moves the shares
     sent, rows = [], []
     for arch, assumed in GPUS.items():
         for mode, shared in MODES.items() if batchnorms(build(arch, 3, 10)) else [("no BatchNorm", False)]:
