@@ -6,7 +6,6 @@ import errno
 import io
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -34,7 +33,6 @@ def command(
     """
     arguments = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
-    threading.excepthook = _thread_failed
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments
@@ -64,12 +62,6 @@ def command(
 def _terminate(*_: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(143)
-
-
-def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    "Not to print what TensorBoard's thread could not write: the main thread raises it too."
-    if not isinstance(args.exc_value, OSError):
-        threading.__excepthook__(args)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,20 +54,6 @@ def test_a_bug_is_not_dressed_up() -> None:
 
     with pytest.raises(KeyError):
         command("launch", run, [])
-
-
-@pytest.mark.parametrize(("error", "shown"), [(NO_SPACE, False), (KeyError("bug"), True)])
-def test_a_full_disk_in_a_thread_is_said_once(error, shown: bool, capfd: pytest.CaptureFixture[str]) -> None:
-    def run(config: Any) -> None:
-        def fail() -> None:
-            raise error
-
-        thread = threading.Thread(target=fail)
-        thread.start()
-        thread.join()
-
-    command("launch", run, [])
-    assert ("Traceback" in capfd.readouterr().err) == shown
 
 
 @pytest.fixture
