@@ -79,7 +79,7 @@ def test_a_rollback_gets_over_it(
         ended = run_here(capsys, "launch", *options.split(), *places, "--local", "--on-nan", "rollback")
     assert ended.code == 0
     assert f"at step {STEPS + 2} (learning rate 0.02)" in ended.err
-    assert ended.err.count("back to the last epoch, at half the rate") == fault_plan.fired() == 1
+    assert ended.err.count("back to the last checkpoint, at half the rate") == fault_plan.fired() == 1
     rows = history(tmp_path / "run" / "version_0")
     assert [(row["epoch"], row["lr"]) for row in rows] == [("0", "0.02"), ("1", "0.01"), ("2", "0.01")]
     assert all(float(value) < 10 for row in rows for value in row.values()), "finite"

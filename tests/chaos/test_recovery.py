@@ -116,7 +116,7 @@ def test_an_error_of_all_ranks_ends_a_run_at_the_step_where_it_came_twice(
 ) -> None:  # fmt: skip
     "In the midst of an epoch: all begin again there, and in the end it is saved."
 
-    def make_gang(job: Job, devices: object, config: object, logs: Path, notice: object) -> RayGang:
+    def make_gang(job: Job, devices: object, config: object, logs: Path, *told: object) -> RayGang:
         (logs / "rank_0.log").touch()  # as its own workers would: the run has begun
         gang.start(job, 3)
         return gang
