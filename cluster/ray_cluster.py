@@ -56,9 +56,23 @@ def own_ray() -> ModuleType:
 
 
 @contextmanager
-def keep_sigterm() -> Iterator[None]:
-    "Put back the caller's way to end, which Ray replaces by one that prints a stack and skips our clean-up."
-    handler = signal.getsignal(signal.SIGTERM)
+def keep_signals() -> Iterator[None]:
+    """Around Ray's start: let Ctrl-C wait until it is over, and put the caller's way to end by SIGTERM back behind it.
+
+    Ray starts processes, in whose hooks an exception is lost; and it takes SIGTERM for itself, to print a stack and to
+    skip our clean-up.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where neither Ray nor we may set them
+        yield
+        return
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, note)
     try:
         yield
     except SystemExit as ended:
@@ -66,8 +80,10 @@ def keep_sigterm() -> Iterator[None]:
             raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:
-        if threading.current_thread() is threading.main_thread():  # elsewhere neither Ray nor we may set it
-            signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGINT, interrupt)
+    if noted:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -103,7 +119,7 @@ class OwnCluster:
                 start_new_session=True,  # Ctrl-C is for the driver
             )  # fmt: skip
         try:
-            with keep_sigterm(), shielded(), marking(self.folder):
+            with keep_signals(), shielded(), marking(self.folder):
                 self.ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -148,7 +164,7 @@ class JoinedCluster:
             os.environ["RAY_AUTH_MODE"] = "token"
         self.ray = import_ray(loopback=address.startswith(("127.", "localhost")))
         try:
-            with keep_sigterm():
+            with keep_signals():
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,7 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> I
     grid = Image.new("RGB", ((width + GAP) * columns, (head + height) * -(-len(images) // columns)), "white")
     for place, (image, title) in enumerate(zip(images, titles, strict=True)):
         cell = Image.new("RGB", (width, head + height), "white")
-        text = drawable(title)
+        text = "\n".join(_fitting(drawable(line), font, width) for line in title.split("\n"))
         ImageDraw.Draw(cell).text((width / 2, 2), text, "black", font, anchor="ma", align="center")
         shown = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
         cell.paste(shown.resize((width, height), Image.Resampling.NEAREST), (0, head))
@@ -51,6 +52,15 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         return ImageFont.truetype(folder / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
     except OSError:
         return ImageFont.load_default(size)
+
+
+def _fitting(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    "The line, or as much of it as can be drawn in so many pixels."
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line}…"
 
 
 def drawable(text: str) -> str:
@@ -155,5 +165,7 @@ def _drawn(figure: Figure) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # it is a box
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -20,16 +20,19 @@ def run(config: Config) -> Path:
     from orchestrator.build import first_images, open_data
 
     root, block = open_data(config)
+    wrong: UserError | None = None
     try:
         split = block.open(root)
         images = first_images(config, split)
         channels = images.inputs.shape[-1]
-    except UserError:
-        channels = 3  # the walk will come to what is wrong, and say which step it is
+    except UserError as error:
+        channels, wrong = 3, error  # the walk mostly comes to what is wrong, and says which step it is
     walk = summary(dataclasses.replace(block, item_tfms=(squash(config.presize, channels),)), root)
     print(walk.done, flush=True)
     if walk.broken is not None:
         raise UsageError(": ".join(walk.broken))
+    if wrong is not None:
+        raise wrong
     file = Path(config.runs).expanduser() / f"{Path(root).resolve().name}-batch.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     show_batch((images.inputs, images.targets), split.vocab.classes).save(file)

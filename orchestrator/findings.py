@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learner.data.files import Labelled
 from learner.data.images import decode
-from learner.figures import class_bars, confused_pairs, confusion_matrix, image_grid, shortened
+from learner.figures import class_bars, confused_pairs, confusion_matrix, image_grid
 from learner.interpret import Confused, Outcomes, most_confused
 from learner.metrics import per_class
 from orchestrator.examine import Examined
@@ -48,7 +48,7 @@ def loss_grid(examined: Examined, worst: Outcomes) -> Image:
     "Images, squashed to a square as for the model, each under its loss, what was said of it, and what it is."
     files, classes = examined.labelled.files, examined.run.classes
     titles = [
-        f"said {shortened(classes[predicted], 14)} {chance:.2f}\nis {shortened(classes[target], 14)}, loss {loss:.2f}"
+        f"{chance:.2f} {classes[predicted]}\nloss {loss:.2f}, is {classes[target]}"
         for predicted, target, chance, loss in zip(
             worst.predicted.tolist(), worst.targets.tolist(), worst.probabilities[:, 0].tolist(), worst.losses.tolist()
         )

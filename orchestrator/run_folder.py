@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class RunFolder:
         self.path = path
         self._rows: list[Mapping[str, float | int]] = []
         self._texts: dict[str, bytes] = {}  # the JSON files
+        self._lock: TextIO | None = None
 
     @classmethod
     def create(cls, parent: Path) -> RunFolder:
@@ -45,6 +47,22 @@ class RunFolder:
             raise UsageError(
                 f"the run directory {parent} can't be written: {error.strerror}; name another with --runs DIR"
             ) from error
+
+    def claim(self) -> None:
+        "Have nobody else train here until `release`, or this process ends; UsageError where somebody does."
+        with suppress(OSError):  # a folder that is gone, a file system without locks
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{self.path} is being trained by another process: wait for its end, or give this run a --name"
+                ) from None
+
+    def release(self) -> None:
+        "Let others train here."
+        if self._lock is not None:
+            self._lock.close()
 
     def sweep(self) -> None:
         "Remove what a driver that was killed had not finished writing."

@@ -128,6 +128,7 @@ def prepare(config: Config) -> Prepared:
     checkpoint = newest_checkpoint(run, config.autoresume) if run else None
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
     folder = RunFolder(run) if run else RunFolder.create(parent)
+    folder.claim()
     report_configuration(config, devices, split, plan, folder, job.channels)
     job = dataclasses.replace(job, store=make_store(config, split, job.channels))
     if started_from:
@@ -169,6 +170,7 @@ def open_session(config: Config) -> Iterator[Session]:
         tracker.close()
         if not ready.begun:
             folder.remove_unless_begun()
+        folder.release()
 
 
 def load(gang: Gang, checkpoint: Checkpoint) -> None:

@@ -20,7 +20,7 @@ from cluster.ray_cluster import (
     PREFIX,
     JoinedCluster,
     has_token,
-    keep_sigterm,
+    keep_signals,
     refuse_strangers,
     remove_stale_folders,
     require,
@@ -110,12 +110,25 @@ def test_too_much_is_refused(ray_gang: RayGang) -> None:
 
 def test_sigterm_is_kept() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with keep_sigterm():
+    with keep_signals():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(SystemExit) as ended, keep_sigterm():
+    with pytest.raises(SystemExit) as ended, keep_signals():
         sys.exit(signal.SIGTERM)  # as Ray's handler does, while Ray starts
     assert ended.value.code == 143
+
+
+def test_ctrl_c_waits_until_ray_has_started() -> None:
+    "An exception that is raised in a hook of a fork is lost. A second one ends the wait."
+    before, done = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), keep_signals():
+        signal.raise_signal(signal.SIGINT)
+        done.append("started")
+    with pytest.raises(KeyboardInterrupt), keep_signals():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("hung")
+    assert done == ["started"] and signal.getsignal(signal.SIGINT) is before
 
 
 def free_port() -> int:

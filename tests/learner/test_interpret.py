@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from learner.callbacks.outcomes import KeepOutcomes
 from learner.data.loader import DataLoader, DataLoaders
 from learner.errors import UserError
-from learner.figures import class_bars, confused_pairs, confusion_matrix
+from learner.figures import class_bars, confused_pairs, confusion_matrix, image_grid
 from learner.interpret import Confused, Outcomes, most_confused
 from learner.learner import Learner
 from learner.models import linear
@@ -104,6 +104,15 @@ def test_a_learner_keeps_the_outcomes_of_its_last_validation() -> None:
     torch.testing.assert_close(found.losses, F.cross_entropy(model(x), y, reduction="none").detach())
     assert found.ranked.shape == (11, 2)
     assert keep.take() is None
+
+
+def test_long_titles_are_cut_where_the_next_picture_begins() -> None:
+    one, long = (
+        np.asarray(image_grid(np.zeros((2, 64, 64, 3), np.uint8), [title, "x"], 2)) for title in ("W", "W" * 99)
+    )
+    width = one.shape[1] // 2
+    assert (long[:15, width:] == one[:15, width:]).all() and (long[:15, :width] != one[:15, :width]).any()
+    assert (long[:15, [0, -1]] == 255).all()
 
 
 @pytest.mark.parametrize("n", [1, 45])

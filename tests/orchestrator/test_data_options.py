@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from learner.data.block import DataBlock, make_block
-from learner.data.files import image_files
+from learner.data.files import image_files, open_split
+from learner.data.loader import epoch_order
 from learner.errors import UsageError
 from orchestrator.build import first_images, make_job, open_data
 from orchestrator.config import Config
@@ -214,6 +215,14 @@ def test_the_summary_says_which_step_breaks(pets: Path, capsys, monkeypatch, tmp
     out, err = capsys.readouterr()
     assert out.startswith("1. get_items: 12 files") and "2. " in out
     assert err.startswith("error: vocab: ") and "only one class, 'images'" in err and "--label-regex" in err
+
+
+def test_a_bad_image_beyond_the_sample_is_named(image_folder, tmp_path, capsys) -> None:
+    root = image_folder({"cat": (12, 2), "dog": (12, 3)})
+    files = open_split(root, 42).train.files
+    Path(files[epoch_order(len(files), 42, 0)[-1]]).write_bytes(b"")
+    assert data_summary(["--data", str(root), "--runs", str(tmp_path / "r")]) == 1
+    assert "is no readable image: the file is empty" in capsys.readouterr().err
 
 
 def test_the_summary_shows_grey_in_grey(digits, capsys, tmp_path: Path) -> None:

@@ -132,6 +132,18 @@ def test_what_a_killed_driver_left_half_written_is_swept_away(tmp_path: Path) ->
     assert sorted(folder.path.rglob("*")) == kept
 
 
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    "A scheduler may begin a command anew while its old process still lives."
+    folder = RunFolder.create(tmp_path / "run")
+    folder.claim()
+    claim = "import sys; from pathlib import Path; from orchestrator.run_folder import RunFolder as Folder; "
+    claim += "Folder(Path(sys.argv[1])).claim()"
+    other = subprocess.run([sys.executable, "-c", claim, str(folder.path)], capture_output=True, text=True)
+    assert f"UsageError: {folder.path} is being trained by another process: wait for its end" in other.stderr
+    folder.release()
+    RunFolder(folder.path).claim()
+
+
 def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     begun, never, alone = RunFolder.create(tmp_path / "n"), RunFolder.create(tmp_path / "n"), tmp_path / "alone"
     (begun.logs / "rank_0.log").touch()
