@@ -215,7 +215,8 @@ class Config:
             "None": value is None,
         }
         wanted = " or ".join(name for name in allowed if name != "None")
-        self._require(one.name, any(fits[name] for name in allowed), f"of type {wanted}")
+        quoted = ", without quotes" if isinstance(value, str) else ""
+        self._require(one.name, any(fits[name] for name in allowed), f"of type {wanted}{quoted}")
         self._require(one.name, not isinstance(value, str) or not re.search(CONTROL, value),
                       "without control characters")  # fmt: skip
         self._require(one.name, not isinstance(value, int) or abs(value) < 2**63, "of 64 bits at most")

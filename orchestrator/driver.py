@@ -196,7 +196,8 @@ def one_pass(
             if train and not plan.skips_nan:
                 refuse_nan(reports)
             elif train and (steps := spoiled_steps(reports)):
-                tracker.fault(f"steps {steps} were skipped: their loss or gradient is not finite")
+                told = ", ".join(map(str, steps))
+                tracker.fault(f"skipped: step{'s' * (len(steps) > 1)} {told}, of a loss or gradient that is not finite")
         if len(tally.bad_images) == wanted:
             which = "training" if train else "validation"
             raise UserError(f"no image of the {which} set could be read; see bad_images.csv")

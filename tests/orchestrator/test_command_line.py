@@ -141,7 +141,7 @@ def test_mistakes(line: str, message: str) -> None:
         (b"epoch = 3", "epoch is unknown; did you mean epochs?"),
         (b"config = 'x.toml'", "config is unknown"),
         (b"[training]\nlr = 0.1", "training is unknown"),
-        (b"epochs = '3'", "--epochs 3 is not possible: it must be of type int"),
+        (b"epochs = '3'", "--epochs 3 is not possible: it must be of type int, without quotes"),
         (b"epochs = 3.0", "--epochs 3.0 is not possible: it must be of type int"),
         (b"local = 1", "--local 1 is not possible: it must be of type bool"),
         (b"lr = -1", "--lr -1 is not possible: it must be above 0, or auto"),
