@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class RunFolder:
         self.path = path
         self._rows: list[Mapping[str, float | int]] = []
         self._texts: dict[str, bytes] = {}  # the JSON files
-        self._lock: TextIO | None = None
+        self._claim: int | None = None  # the folder, opened and locked
 
     @classmethod
     def create(cls, parent: Path) -> RunFolder:
@@ -51,9 +51,9 @@ class RunFolder:
     def claim(self) -> None:
         "Have nobody else train here until `release`, or this process ends; UsageError where somebody does."
         with suppress(OSError):  # a folder that is gone, a file system without locks
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
+            self._claim = os.open(self.path, os.O_RDONLY)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(
                     f"{self.path} is being trained by another process: wait for its end, or give this run a --name"
@@ -61,8 +61,9 @@ class RunFolder:
 
     def release(self) -> None:
         "Let others train here."
-        if self._lock is not None:
-            self._lock.close()
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def sweep(self) -> None:
         "Remove what a driver that was killed had not finished writing."
