@@ -120,7 +120,8 @@ def _rescue(course: Course, place: Place, cause: UserError) -> bool:
 
 
 def _where_to_go_on(session: Session) -> str:
-    "What is left of a run whose standing could not be saved."
+    "What is left of a run whose standing could not be saved, once what was under way is written."
+    session.saver.finish()
     checkpoint = newest_checkpoint(session.folder.path, begin_again=True)
     return "it could not be saved" + (f"; --resume last goes on at step {checkpoint.step}" if checkpoint else "")
 

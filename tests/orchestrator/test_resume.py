@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -284,8 +285,12 @@ def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, t
 def test_who_is_asked_to_stop_stops_though_workers_go(
     method, survivor, told, data, uninterrupted, tmp_path, monkeypatch, capsys
 ) -> None:
-    "At the signal, in the second batch of the second epoch, they are lost in a step, or as their state is asked for."
+    """At the signal, in the second batch of the second epoch, they are lost in a step, or as their state is asked for.
+
+    The disk is so slow that the checkpoint of the first epoch is not written until then.
+    """
     call, calls = LocalGang.call_first, {"run": 0, "snapshot": 0}
+    write, asked = Checkpoints.save, threading.Event()
 
     def go(gang: LocalGang, name: str, *args: Any) -> Any:
         calls[name] = calls.get(name, 0) + 1
@@ -300,7 +305,8 @@ def test_who_is_asked_to_stop_stops_though_workers_go(
         patched.setattr(orchestrator.driver.Pace, "seconds", 0.0)
         patched.setattr(LocalGang, "call_first", go)
         if not survivor:
-            patched.setattr(LocalGang, "salvage", lambda gang: None)
+            patched.setattr(LocalGang, "salvage", lambda gang: asked.set())
+            patched.setattr(Checkpoints, "save", lambda *args: asked.wait() and write(*args))
         assert launch(data, tmp_path) == 143
     assert f"stopped in epoch 1: {told}" in capsys.readouterr().err
     assert launch(data, tmp_path, "--resume", "last") == 0
