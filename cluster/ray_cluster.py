@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import shutil
@@ -12,11 +13,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any, cast
 
 from cluster import watchdog
 from learner.errors import UsageError, UserError
@@ -88,11 +89,12 @@ def keep_signals() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Have no process that is started meanwhile hear of SIGTERM, as Ray's do not hear of Ctrl-C: it is for the driver.
+    """Have no process that is started meanwhile hear of SIGTERM and SIGHUP, as Ray's do not hear of Ctrl-C.
 
-    A service manager sends it to all processes of a run at once, and the driver needs the others to save the run.
+    A service manager sends the one to all processes of a run at once, a terminal that is closed the other, and the
+    driver, for whom they are, needs the others to save the run.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
@@ -112,12 +114,7 @@ class OwnCluster:
         remove_stale_folders()
         self.ray = own_ray()
         self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
-        with shielded():
-            self.watchdog = subprocess.Popen(
-                [sys.executable, "-IS", watchdog.__file__, self.folder],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the driver
-            )  # fmt: skip
+        self.watchdog = start_watchdog(self.folder)
         try:
             with keep_signals(), shielded(), marking(self.folder):
                 self.ray.init(
@@ -140,7 +137,24 @@ class OwnCluster:
     def close(self) -> None:
         "Stop Ray; the watchdog ends what is left of it, and removes its files."
         self.ray.shutdown()
-        self.watchdog.communicate()
+        self.watchdog.communicate(b".")
+
+
+def start_watchdog(*folder: str) -> subprocess.Popen[bytes]:
+    "What says so when this process is ended from outside, and ends what is left of its own cluster in `folder`."
+    with shielded():
+        dog = subprocess.Popen(
+            [sys.executable, "-IS", watchdog.__file__, *folder],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0,
+            start_new_session=True,  # Ctrl-C is for the driver
+        )  # fmt: skip
+    atexit.register(_leave_in_peace, dog)  # of a script that closes nothing
+    return dog
+
+
+def _leave_in_peace(dog: subprocess.Popen[bytes]) -> None:
+    with suppress(OSError, ValueError):  # it is told already
+        cast(IO[bytes], dog.stdin).write(b".")
 
 
 @contextmanager
@@ -172,6 +186,7 @@ class JoinedCluster:
                 f"no Ray cluster could be joined at {address}: {first}; is it up (ray start --head), and is its token "
                 "here (RAY_AUTH_TOKEN)?"
             ) from error
+        self.watchdog = start_watchdog()
         self.host = self.ray.util.get_node_ip_address()
         if lets_strangers_in(address):
             self.warnings.append(
@@ -182,6 +197,7 @@ class JoinedCluster:
     def close(self) -> None:
         "Leave the cluster, which goes on."
         self.ray.shutdown()
+        self.watchdog.communicate(b".")
 
 
 def refuse_strangers(address: str) -> None:

@@ -1,8 +1,11 @@
-"""The watchdog: ends what belongs to a Ray cluster of ours once its driver is gone, however that went.
+"""The watchdog: once the driver is gone, however that went, it ends what is left of a Ray cluster of the driver's own.
 
-A program of its own, with nothing but Python's standard library: `python watchdog.py FOLDER`. Its standard input is a
+A program of its own, with nothing but Python's standard library: `python watchdog.py [FOLDER]`. Its standard input is a
 pipe that the driver alone holds open, so the pipe's end is the driver's end, a SIGKILL included. Ray's own agents
 would go on for a minute then, since they try that long to report to a server which is dead too.
+
+A driver that leaves in peace writes a byte before. Of any other's end the watchdog tells the user: nobody else can,
+since a driver that loses the Ray of its machine is ended by Ray at once, without a word.
 """
 
 from __future__ import annotations
@@ -13,9 +16,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 MARK = "ORCHESTRATOR_CLUSTER"  # in the environment of every process of the cluster: its folder
 SECONDS = 5.0  # in which processes that were just being started may still turn up
+LAST_WORDS = (
+    "\nerror: the run's own process was ended from outside: killed, out of memory, or by Ray, whose processes on this "
+    "machine are gone; the same command with --resume last goes on from the newest checkpoint"
+)
 
 
 def members(folder: str) -> Iterator[int]:
@@ -56,5 +64,8 @@ def end(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()
-    end(sys.argv[1])
+    if not sys.stdin.buffer.read():
+        with suppress(OSError):
+            print(LAST_WORDS, file=sys.stderr, flush=True)
+    for its_own in sys.argv[1:]:
+        end(its_own)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import signal
 import sys
 import traceback
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 
 from learner.errors import UsageError, UserError, printable
 from orchestrator.command_line import parse
-from orchestrator.stop import Interrupted
+from orchestrator.stop import TO_END, Interrupted
 
 # what is left where a command is cut short: one that trains, one that looks at a finished run
 KEPT = "epochs that were done, if any, are in history.csv"
@@ -29,11 +28,13 @@ def command(
     """`read` the command line of `python -m orchestrator.NAME` and `run` what it asks for.
 
     `kept` says what is left of one that was cut short. The exit code: 0 done, 1 failed, 2 asked for the impossible,
-    130 Ctrl-C; SIGTERM ends the process with 143.
+    130 Ctrl-C; SIGTERM ends the process with 143, the end of its terminal (SIGHUP, but under nohup) with 129.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes
+    for number in TO_END:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminate)
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments
     try:
@@ -59,9 +60,10 @@ def command(
         return _fail(f"{error.strerror or error}{place}; {remedy}{kept}", 1, debug)
 
 
-def _terminate(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(143)
+def _terminate(number: int, frame: object) -> NoReturn:
+    for each in TO_END:
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

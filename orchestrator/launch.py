@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.command import command
 from orchestrator.config import Config
+from orchestrator.terminal import enduring_output
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the command line."
-    return command("launch", run, argv)
+    with enduring_output():
+        return command("launch", run, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"Stop: Ctrl-C and SIGTERM as a wish that is granted between two steps."
+"Stop: Ctrl-C, SIGTERM and the end of the terminal as a wish that is granted between two steps."
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import signal
 import sys
 from types import FrameType
 from typing import Self
+
+TO_END = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -17,17 +19,17 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """While open, the first Ctrl-C or SIGTERM is only noted: called, it says whether one came, and `code` how to exit.
+    """While open, the first Ctrl-C, SIGTERM or SIGHUP is noted: called, it says if one came, and `code` how to exit.
 
-    A Ctrl-C after that raises KeyboardInterrupt at once.
+    A Ctrl-C after that raises KeyboardInterrupt at once. What is ignored (SIGHUP under nohup) stays so.
     """
 
     def __init__(self) -> None:
         self.code = 0
 
     def __enter__(self) -> Self:
-        signals = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._note) for number in signals}
+        heard = [number for number in TO_END if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, *heard)}
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 
 class Terminal:
@@ -44,6 +46,48 @@ class Terminal:
         "Wipe the bar's line."
         if self.bar is not None:
             print("\r" + " " * self.bar.max_len, end="\r", flush=True)
+
+
+class Enduring:
+    "A text stream that drops what its reader, its terminal or its disk doesn't take: a run outlives all three."
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+@contextmanager
+def enduring_output() -> Iterator[None]:
+    "Have the process's output and errors endure: a closed terminal, the end of a pipe, a full disk behind `> log`."
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout, sys.stderr = (cast(TextIO, Enduring(stream or nowhere)) for stream in before)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream in filter(None, before):
+                _let_go(stream, nowhere)
+
+
+def _let_go(stream: TextIO, nowhere: TextIO) -> None:
+    "What a stream still holds goes nowhere if it can't go out: Python would fail on it as it exits."
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(nowhere.fileno(), stream.fileno())
+        stream.flush()
 
 
 def download_bar() -> Any:

@@ -401,7 +401,7 @@ def test_a_disk_that_refuses_the_checkpoint_is_a_warning(data, uninterrupted, tm
     assert_same(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_real_signal_saves_and_says_how_to_go_on(number, code, data, tmp_path) -> None:
     command = [sys.executable, "-m", "orchestrator.launch", *OPTIONS, "--data", f"{data}", "--runs", f"{tmp_path}",
                "--data-dir", str(data.parent / "cache"), "--epochs", "100000"]  # fmt: skip

@@ -1,4 +1,4 @@
-"Ctrl-C and SIGTERM: the first is noted, a second Ctrl-C is at once."
+"Ctrl-C, SIGTERM and SIGHUP: the first is noted, a second Ctrl-C is at once."
 
 import signal
 import subprocess
@@ -37,6 +37,8 @@ def caught(number: int) -> bool:
     [
         ([signal.SIGINT], False),
         ([signal.SIGTERM], False),
+        ([signal.SIGHUP], False),
+        ([signal.SIGHUP, signal.SIGTERM], False),
         ([signal.SIGINT, signal.SIGINT], True),
         ([signal.SIGTERM, signal.SIGINT], True),
         ([signal.SIGINT, signal.SIGTERM], False),
@@ -53,13 +55,23 @@ def test_only_a_second_ctrl_c_is_at_once(signals, last, capsys: pytest.CaptureFi
 
 def test_the_signals_are_their_owners_again() -> None:
     "Also where the body came to no end."
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     with pytest.raises(KeyboardInterrupt), Stop():
         assert [signal.getsignal(number) for number in numbers] != before
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_ends_a_run_in_the_midst_of_a_step(small: list[str], user_environment, tmp_path: Path) -> None:
