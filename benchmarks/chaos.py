@@ -65,23 +65,24 @@ class WatchedGang(RayGang):
     def __init__(self, *args: Any) -> None:
         self.marks: dict[str, float] = {}
         super().__init__(*args)
-        ask = self.watch.ask_for_stacks
+        ask, result = self.calls.watch.ask_for_stacks, self.calls.result
 
-        def noticed(name: str) -> None:
+        def hangs(name: str) -> None:
             self.mark("noticed")
             ask(name)
 
-        self.watch.ask_for_stacks = noticed  # type: ignore[method-assign]
+        def answered(rank: int, ref: Any) -> Any:
+            answer = result(rank, ref)
+            if isinstance(answer, Failure):
+                self.mark("noticed")
+            return answer
+
+        self.calls.watch.ask_for_stacks = hangs  # type: ignore[method-assign]
+        self.calls.result = answered  # type: ignore[method-assign]
 
     def mark(self, name: str) -> None:
         "This is when it was, if it was not before."
         self.marks.setdefault(name, time.monotonic())
-
-    def _result(self, rank: int, ref: Any) -> Any:
-        result = super()._result(rank, ref)
-        if isinstance(result, Failure):
-            self.mark("noticed")
-        return result
 
     def _repair(self, failures: Sequence[Failure], lead: Sequence[int]) -> None:
         self.mark("agreed")

@@ -105,7 +105,7 @@ def not_finite(error: BaseException) -> bool:
     return isinstance(error, NotFinite) or any(one.kind == "nan" for one in getattr(error, "failures", ()))
 
 
-def patience(steps: Collection[float], hang_after: float) -> float:
+def hang_limit(steps: Collection[float], hang_after: float) -> float:
     "The seconds that a rank may stand still, where steps have lasted so long of late; none are known at first."
     return max(hang_after, FACTOR * max(steps)) if steps else FIRST * hang_after
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.calls import Asked, Calls, failed
 from cluster.checkpoint import spoiled
 from cluster.crew import Crew, Member, Workers
 from cluster.faults import (
@@ -20,25 +21,17 @@ from cluster.faults import (
     Tolerance,
     WorkersFailed,
     agree,
-    deadlocked,
     holders,
-    hung,
-    patience,
     verdict,
 )
 from cluster.gang import Seat
 from cluster.meeting import Store
 from cluster.messages import Chunk, Job, Report
-from cluster.pulse import PERIOD, Watch
 from cluster.ray_cluster import JoinedCluster, OwnCluster
 from cluster.worker_process import Place
 
 IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
-GRACE = 5.0  # seconds in which a rank that waits for one that failed is freed by that
-RECENT = 50  # chunks from which it is learnt how long steps last
 SALVAGE = 60.0  # seconds for the state of a survivor to come over, when all else has failed
-
-Asked = dict[int, Any]  # by rank, Ray's reference to the answer
 
 
 class RayGang:
@@ -61,7 +54,6 @@ class RayGang:
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
         self.incidents: list[Incident] = []
         self.newest: set[Member] = set()
-        self.steps = defaultdict[int, deque[float]](lambda: deque(maxlen=RECENT))  # by world size, how long they last
         processes = workers.count + self.tolerance.spares
         gpus = math.ceil(processes * workers.gpus_each)
         self.cluster = JoinedCluster(workers.address) if workers.address else OwnCluster(processes, gpus)
@@ -69,8 +61,8 @@ class RayGang:
         done("Ray")
         try:
             self.store = Store(self.cluster.host)
-            self.watch = Watch(self.store)
             self.crew = Crew(self.ray, workers, self.tolerance.spares, self.store.meeting, self.log_folder)
+            self.calls = Calls(self.crew, self.store)
             self.start(job, workers.count)
         except BaseException:
             self.close()
@@ -96,7 +88,7 @@ class RayGang:
         self.job, self.wanted = self.ray.put(job), world_size
         self.skips_bad_images = job.skip_bad_images
         self.incidents, self.newest = [], set()
-        self.steps.clear()
+        self.calls.steps.clear()
         self.crew.seat(world_size, self.tolerance.wait)
         self.done("workers")
         while failures := self._regroup():  # nobody holds a state yet: all can begin anew
@@ -110,7 +102,7 @@ class RayGang:
         try:
             while True:
                 while len(sent) < IN_FLIGHT and (chunk := again.popleft() if again else next(todo, None)):
-                    sent.append((chunk, self._ask("run", chunk)))
+                    sent.append((chunk, self.calls.ask("run", chunk)))
                 if not sent:
                     return
                 chunk, asked = sent.popleft()
@@ -125,7 +117,7 @@ class RayGang:
                     self._repair(failures, found.lead)
                     again.extendleft(reversed(found.rest))
                 else:
-                    self._learn(list(results.values()))
+                    self.calls.learn(list(results.values()))
                     yield list(results.values())
         except GeneratorExit:
             for _, asked in sent:
@@ -135,11 +127,11 @@ class RayGang:
     def call(self, method: str, *args: Any) -> list[Any]:
         "See Gang."
         shared = [self.ray.put(arg) if isinstance(arg, dict) else arg for arg in args]
-        return list(self._insist(lambda: self._ask(method, *shared)).values())
+        return list(self._insist(lambda: self.calls.ask(method, *shared)).values())
 
     def call_first(self, method: str, *args: Any) -> Any:
         "See Gang."
-        return self._insist(lambda: self._ask(method, *args, ranks=[0]))[0]
+        return self._insist(lambda: self.calls.ask(method, *args, ranks=[0]))[0]
 
     def grow(self) -> None:
         "See Gang: seat workers that have come up since there were too few, as many as there are."
@@ -171,67 +163,14 @@ class RayGang:
             self.crew.close()
         self.cluster.close()
 
-    def _ask(self, method: str, *args: Any, ranks: Iterable[int] | None = None) -> Asked:
-        chosen = range(self.world_size) if ranks is None else ranks
-        return {rank: self.seated[rank].actor.call.remote(method, *args) for rank in chosen}
+    def _answers(self, asked: Asked) -> dict[int, Any]:
+        return self.calls.answers(asked, self.tolerance.hang_after)
 
     def _insist(self, ask: Callable[[], Asked]) -> dict[int, Any]:
         "Ask, and where ranks fail have them replaced and ask again."
         while failures := failed(results := self._answers(ask())):
             self._repair(failures, holders([[results.get(rank) for rank in range(self.world_size)]]))
         return results
-
-    def _answers(self, asked: Asked) -> dict[int, Any]:
-        "By rank, what each has to say, be it a Failure; ranks that hang are ended, so that all do answer."
-        pending, results, off = {ref: rank for rank, ref in asked.items()}, dict[int, Any](), False
-        self.watch.expect(self.seated[rank].name for rank in pending.values())
-        while pending:
-            done, _ = self.ray.wait(list(pending), num_returns=1, timeout=PERIOD)
-            for ref in done:
-                rank = pending.pop(ref)
-                results[rank] = result = self._result(rank, ref)
-                off = off or (isinstance(result, Failure) and self._call_off(pending.values()))
-            if not done:
-                off = self._end_hung(pending.values(), off)
-        return dict(sorted(results.items()))
-
-    def _call_off(self, ranks: Iterable[int]) -> bool:
-        "Free those that wait for each other in the group; from now on, who still waits counts as deserted."
-        self.store.call_off(f"{self.generation}")
-        self.watch.expect(self.seated[rank].name for rank in ranks)
-        return True
-
-    def _result(self, rank: int, ref: Any) -> Any:
-        "What a rank has answered, which is a Failure if its process is gone."
-        try:
-            return self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:
-            member = self.seated[rank]
-            host, pid = member.place.host, member.place.pid
-            if member.ended:
-                return Failure(rank, host, pid, "hung", member.ended)
-            kind = "preempted" if getattr(error, "preempted", False) else "died"
-            first = [*str(error).strip().splitlines(), ""][0].rstrip(".")
-            return Failure(rank, host, pid, kind, f"the worker's process died: {first}")
-
-    def _end_hung(self, ranks: Iterable[int], off: bool) -> bool:
-        "End the ranks that will never answer; whether the group is called off by now, which may be all that it takes."
-        lives = {rank: self.watch.look(self.seated[rank].name) for rank in ranks if not self.seated[rank].ended}
-        limit = patience(self.steps[self.world_size], self.tolerance.hang_after)
-        away = [rank for rank in lives if self.seated[rank].place.node != self.cluster.host]
-        if lives and not off and deadlocked(lives, limit):
-            return self._call_off(lives)
-        for rank, wrong in hung(lives, limit, GRACE if off else None, away).items():
-            member = self.seated[rank]
-            self.watch.ask_for_stacks(member.name)
-            time.sleep(2 * PERIOD)
-            self.crew.end(member, wrong)
-        return off
-
-    def _learn(self, reports: Sequence[Report]) -> None:
-        "How long steps last, with so many workers."
-        steps = len(reports[0].chunk.hypers)
-        self.steps[self.world_size].append(max(report.seconds["total"] for report in reports) / steps)
 
     def _whole(self, reports: list[Report], lost: list[int]) -> list[Report]:
         "The reports of what is done, with the unreadable images that ranks which are gone could not name any more."
@@ -245,7 +184,7 @@ class RayGang:
         "What the rank that is lost has left out of a chunk, as the first of the witnesses that lives finds it."
         failures = list[Failure]()
         for rank in witnesses:
-            answers = self._answers(self._ask("unreadable", chunk, lost, self.world_size, ranks=[rank]))
+            answers = self._answers(self.calls.ask("unreadable", chunk, lost, self.world_size, ranks=[rank]))
             if not failed(answers):
                 return answers[rank]
             failures += failed(answers)
@@ -296,7 +235,8 @@ class RayGang:
     def _regroup(self) -> list[Failure]:
         "Form a group of all that are seated, and have all take over the newest state; what went wrong."
         self.generation += 1
-        meeting = replace(self.store.meeting, group=f"{self.generation}")
+        self.calls.group = f"{self.generation}"
+        meeting = replace(self.store.meeting, group=self.calls.group)
         nodes = [member.place.node for member in self.seated]
         asked = {}
         for rank, member in enumerate(self.seated):
@@ -315,17 +255,12 @@ class RayGang:
         lacking = [rank for rank, member in enumerate(self.seated) if self.newest and member not in self.newest]
         if lacking:
             source = next(rank for rank, member in enumerate(self.seated) if member in self.newest)
-            snapshot = self._ask("snapshot", ranks=[source])
+            snapshot = self.calls.ask("snapshot", ranks=[source])
             failures = failed(self._answers(snapshot))
-            failures = failures or failed(self._answers(self._ask("load", snapshot[source], ranks=lacking)))
+            failures = failures or failed(self._answers(self.calls.ask("load", snapshot[source], ranks=lacking)))
             if failures:
                 return failures
         for member in self.seated:
             member.at_work = True
         self.newest = set(self.seated)
         return []
-
-
-def failed(results: Mapping[int, Any]) -> list[Failure]:
-    "The failures among what ranks have answered."
-    return [result for result in results.values() if isinstance(result, Failure)]

@@ -272,8 +272,8 @@ def test_whoever_waits_for_a_machine_that_is_cut_off_is_freed(gang: RayGang, cha
     os.kill(away, signal.SIGSTOP)
     try:
         (chunk,) = chunks(True, 0, STEPS)
-        waiting = list(gang._ask("run", chunk, ranks=[0, 1]).values())
-        gang.store.call_off(f"{gang.generation}")
+        waiting = list(gang.calls.ask("run", chunk, ranks=[0, 1]).values())
+        gang.store.call_off(gang.calls.group)
         found = gang.ray.get(waiting, timeout=20)
     finally:
         os.kill(away, signal.SIGCONT)

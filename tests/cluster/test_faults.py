@@ -15,9 +15,9 @@ from cluster.faults import (
     WorkersFailed,
     agree,
     deadlocked,
+    hang_limit,
     holders,
     hung,
-    patience,
     verdict,
 )
 from cluster.messages import Chunk, Report
@@ -216,7 +216,7 @@ def test_where_all_wait_for_each_other_nobody_is_to_blame(lives: dict[int, Life]
     [([], 300), ([0.01, 0.02], 60), ([5.9, 6.0, 0.1], 60), ([5.0, 7.0, 5.0], 70), ([80.0], 800)],
 )
 def test_a_step_may_last_ten_of_the_slowest_and_the_first_ones_longer(steps: list[float], seconds: float) -> None:
-    assert patience(steps, hang_after=60) == seconds
+    assert hang_limit(steps, hang_after=60) == seconds
 
 
 def test_a_machine_that_is_lost_is_noticed_sooner_than_a_process_that_is_held_up() -> None:

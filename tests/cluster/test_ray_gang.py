@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import cluster.ray_gang
+import cluster.calls
 from cluster.faults import WorkersFailed
 from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
@@ -144,29 +144,31 @@ def test_a_range_begins_with_those_that_are_there(
 def test_how_long_a_step_may_last_is_learnt_from_those_of_late(
     ray_gang: RayGang, drive: Callable[..., Any], job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    "A stall is forgotten, and fewer workers, who have more to do, begin to learn anew."
-    limits: list[float] = []
+    "A stall is forgotten, and fewer workers, who have more to do, begin to learn anew; a stop is not kept waiting."
+    limits, calls = list[float](), ray_gang.calls
 
     def limit() -> float:
-        ray_gang.watch.expect(member.name for member in ray_gang.seated)
-        ray_gang._end_hung(range(ray_gang.world_size), True)
+        calls.watch.expect(member.name for member in ray_gang.seated)
+        calls._end_hung(range(ray_gang.world_size), True, ray_gang.tolerance.hang_after)
         return limits.pop()
 
     ray_gang.start(job, 3)
-    monkeypatch.setattr(cluster.ray_gang, "hung", lambda lives, limit, *_: limits.append(limit) or {})
+    monkeypatch.setattr(cluster.calls, "hung", lambda lives, limit, *_: limits.append(limit) or {})
     first, least = 5 * ray_gang.tolerance.hang_after, ray_gang.tolerance.hang_after
     assert limit() == first
     (done,) = ray_gang.stream([FOREVER])
     assert limit() == least
     slow = [replace(report, seconds={**report.seconds, "total": 100.0 * 7}) for report in done]
-    ray_gang._learn(slow)
+    calls.learn(slow)
     assert limit() == 1000
     member = ray_gang.seated.pop()
     assert limit() == first
     ray_gang.seated.append(member)
-    for _ in range(cluster.ray_gang.RECENT):
-        ray_gang._learn(done)
-    assert limit() == least
+    for _ in range(cluster.calls.RECENT):
+        calls.learn(done)
+    assert limit() == least > cluster.calls.STOPPING
+    monkeypatch.setattr(ray_gang.crew, "stop", lambda: True)
+    assert limit() == cluster.calls.STOPPING
 
 
 def test_a_job_that_no_worker_can_begin(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:
