@@ -86,7 +86,6 @@ class Tracker:
 
     def epoch(self, epoch: int, step: int, lr: float, train: Tally, valid: Tally) -> dict[str, Any]:
         "Write the epoch's row everywhere, and return it."
-        self._catch_up()
         learned, measured = train.means(), valid.means()
         row = {
             "epoch": epoch,
@@ -108,6 +107,7 @@ class Tracker:
         for rank, times in train.slow().items():
             self.terminal.write(f"rank {rank} is slow: it works {times:.0f} times as long as the others at an image")
         self.board.renew()
+        self._catch_up()
         return row
 
     def record(self, what: str, write: Callable[..., object], *args: Any) -> bool:

@@ -46,7 +46,7 @@ def decode(file: str, size: int, max_ratio: float = math.inf, channels: int = 3)
     """
     convert = converter(channels)
     with _opened(file) as image:
-        image.draft(None, (2 * size, 2 * size))
+        _shrink(image, size)
         box = centre_box(image.width, image.height, max_ratio)
         if not isinstance(image, JpegImageFile):
             return pixels_of(convert(image).resize((size, size), Image.Resampling.BICUBIC, box))
@@ -88,8 +88,13 @@ def open_jpeg(content: bytes, size: int) -> Image.Image:
     "The JPEG that `content` is, about to be decoded at the scale that `decode` takes; raises what Pillow may."
     image = Image.open(io.BytesIO(content), formats=("JPEG",))
     _check_area(image)
-    image.draft(None, (2 * size, 2 * size))
+    _shrink(image, size)
     return image
+
+
+def _shrink(image: Image.Image, size: int) -> None:
+    "Have a JPEG decoded at the smallest scale that leaves twice the target's pixels a side."
+    image.draft(None, (2 * size, 2 * size))
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
