@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import IO, Any, cast
 
 from cluster import watchdog
+from cluster.lean_ray import lean
 from learner.errors import UsageError, UserError
 
 PREFIX = "orchestrator-ray-"
@@ -116,7 +117,7 @@ class OwnCluster:
         self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
         self.watchdog = start_watchdog(self.folder)
         try:
-            with keep_signals(), shielded(), marking(self.folder):
+            with keep_signals(), shielded(), marking(self.folder), lean(self.ray):
                 self.ray.init(
                     address="local",
                     num_cpus=cpus,

@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cluster.lean_ray import lean, no_api_server
 from cluster.ray_cluster import (
     PREFIX,
     JoinedCluster,
@@ -53,16 +55,38 @@ def test_all_of_ray_listens_on_the_loopback_alone(
     assert listening(below) == {"127.0.0.1"}
 
 
-def test_a_sigterm_to_all_processes_ends_none_but_the_driver(
-    ray_gang: RayGang, descendants: Callable[[int], dict[int, str]]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_ends_none_but_the_driver(
+    ray_gang: RayGang, descendants: Callable[[int], dict[int, str]], number: signal.Signals
 ) -> None:
     "Nor the watchdog, which has to clean up behind them."
     below = {pid: command for pid, command in descendants(os.getpid()).items() if "ray" in command}
-    assert len(below) > 6 and any("watchdog" in command for command in below.values())
+    assert len(below) > 5 and any("watchdog" in command for command in below.values())
     for pid, command in below.items():
         (blocked,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
-        assert int(blocked, 16) >> (signal.SIGTERM - 1) & 1, command
-    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert int(blocked, 16) >> (number - 1) & 1, command
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_what_a_run_of_one_machine_has_no_use_for_is_not_started(
+    ray_gang: RayGang, descendants: Callable[[int], dict[int, str]]
+) -> None:
+    "And Ray is as it was afterwards."
+    commands = " ".join(descendants(os.getpid()).values())
+    assert [name for name in ("log_monitor", "monitor.py", "dashboard.py") if name in commands] == []
+    places = ray_gang.ray._private
+    assert isinstance(places.parameter.RayParams, type)
+    assert places.node.Node.start_api_server.__module__ == "ray._private.node"
+    assert places.services.get_node.__module__ == "ray._private.services"
+
+
+def test_a_ray_without_the_names_that_are_replaced_starts_as_ever() -> None:
+    bare = SimpleNamespace(_private=SimpleNamespace(**{name: SimpleNamespace() for name in ("parameter", "services")}))
+    bare._private.node = SimpleNamespace(Node=SimpleNamespace(start_api_server=len))
+    with lean(bare):
+        assert bare._private.node.Node.start_api_server is no_api_server
+        assert vars(bare._private.services) == vars(bare._private.parameter) == {}
+    assert vars(bare._private.node.Node) == {"start_api_server": len}
 
 
 def test_no_dashboard_serves_pages(ray_gang: RayGang) -> None:
