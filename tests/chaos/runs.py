@@ -25,7 +25,8 @@ def fault_of(phase: str, kind: str) -> Fault:
     "One of that kind in that phase, at a rank and a step that vary from pair to pair."
     i, j = PHASES.index(phase), KINDS.index(kind)
     rank = 0 if phase == "checkpoint" else (i + j) % 3
-    step = STEPS if phase in ("validate", "checkpoint") else (2 * i + 3 * j) % (STEPS * EPOCHS)
+    later = 6 * (kind in HANGS)  # most of them: before steps are known to be short, a hang is waited for longer
+    step = STEPS if phase in ("validate", "checkpoint") else (2 * i + 3 * j + later) % (STEPS * EPOCHS)
     return Fault(rank, step, phase, kind)
 
 
