@@ -158,14 +158,16 @@ class Replicas(UserError):
 
 
 def fingerprint(gang: Gang, when: str) -> str:
-    "The checksum that all ranks agree on; raises Replicas, naming the ranks that differ from the majority."
+    "The checksum that all ranks agree on; raises Replicas, naming the ranks that differ from most."
     prints = gang.call("fingerprint")
-    common = max(set(prints), key=prints.count)
+    common = max(prints, key=prints.count)
     if strays := [rank for rank, one in enumerate(prints) if one != common]:
         first = first_difference(gang.call("checksums"))
+        who = f"ranks {strays} do not hold what the others hold ({common})"
+        if any(prints.count(one) == prints.count(common) for one in prints if one != common):
+            who = "as many hold one thing as another, so that nobody can tell which ranks are wrong"
         raise Replicas(
-            f"replicas differ {when}, first in {first}: ranks {strays} do not hold what the others hold ({common}): "
-            f"{prints}; --resume last goes back to when they were equal"
+            f"replicas differ {when}, first in {first}: {who}: {prints}; --resume last goes back to when they were equal"
         )
     return common
 

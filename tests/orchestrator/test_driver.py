@@ -199,6 +199,9 @@ def test_replicas_that_differ_end_the_run() -> None:
     gang.prints = ["aa", "bb", "aa", "cc"]
     with pytest.raises(Replicas, match=r"after epoch 0, first in bias: ranks \[1, 3\]"):
         train(PLAN, gang, FakeTracker())  # type: ignore[arg-type]
+    gang.prints = ["bb", "aa"]
+    with pytest.raises(Replicas, match=r"nobody can tell which ranks are wrong: \['bb', 'aa'\]"):
+        fingerprint(gang, "now")  # type: ignore[arg-type]
     assert fingerprint(FakeGang(PLAN), "now") == "aa"  # type: ignore[arg-type]
 
 
