@@ -18,7 +18,7 @@ from learner.finite import spoiled_gradients, spoiled_outputs
 from learner.optimizer import SkipStep
 from learner.statistics import Statistics
 
-ADVICE = "lower --lr, let --lr auto find one, or choose --on-nan skip or rollback"
+ADVICE = "lower --lr, let --lr auto find one, or choose another --on-nan (skip, rollback)"
 
 
 def files_of(job: Job, epoch: int, batch: int, rank: int = 0, world_size: int = 1) -> list[str]:

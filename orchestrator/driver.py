@@ -167,7 +167,7 @@ def fingerprint(gang: Gang, when: str) -> str:
         if any(prints.count(one) == prints.count(common) for one in prints if one != common):
             who = "as many hold one thing as another, so that nobody can tell which ranks are wrong"
         raise Replicas(
-            f"replicas differ {when}, first in {first}: {who}: {prints}; --resume last goes back to when they were equal"
+            f"replicas differ {when}, first in {first}: {who}: {prints}; --resume last goes back to where they agree"
         )
     return common
 

@@ -25,11 +25,11 @@ def run(config: Config) -> dict[str, Any]:
     from orchestrator.summary import conclude
 
     seen, rollbacks = list[Incident](), 0
-    again = config
+    begun = config
     while True:
         try:
-            with open_session(again) as session:
-                again = replace(config, resume=str(session.folder.path), autoresume=True)  # whatever is left of it
+            with open_session(begun, again=begun is not config) as session:
+                begun = replace(config, resume=str(session.folder.path), autoresume=True)  # whatever is left of it
                 row = fit(session)
             break
         except UserError as error:

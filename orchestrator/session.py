@@ -111,8 +111,8 @@ class Prepared:
     standing: Standing
 
 
-def prepare(config: Config) -> Prepared:
-    "Refuse what can't be, find the data, find or make the run directory, and say what the run is."
+def prepare(config: Config, again: bool = False) -> Prepared:
+    "Refuse what can't be, find the data, find or make the run directory, and say what the run is, but not `again`."
     named(config.arch)
     check_optimizer(config.optimizer)
     devices = visible_devices(config)
@@ -129,7 +129,8 @@ def prepare(config: Config) -> Prepared:
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
     folder = RunFolder(run) if run else RunFolder.create(parent)
     folder.claim()
-    report_configuration(config, devices, split, plan, folder, job.channels)
+    if not again:
+        report_configuration(config, devices, split, plan, folder, job.channels)
     job = dataclasses.replace(job, store=make_store(config, split, job.channels))
     if started_from:
         print(started_from, end="\n\n")
@@ -141,15 +142,15 @@ def prepare(config: Config) -> Prepared:
 
 
 @contextmanager
-def open_session(config: Config) -> Iterator[Session]:
-    """Prepare, then start the workers.
+def open_session(config: Config, again: bool = False) -> Iterator[Session]:
+    """Prepare, then start the workers; `again` for one that this process has begun before.
 
     Raises UsageError before anything is written or started, UserError where something fails later; on leaving, the
     workers are stopped and what was recorded is on disk.
     """
     phases = Phases()
     phases.done("import")
-    ready = prepare(config)
+    ready = prepare(config, again)
     folder, checkpoint = ready.folder, ready.checkpoint
     first_step = (checkpoint.step if checkpoint else 0) if ready.begun else None
     tracker = Tracker(folder, Terminal(), first_step)

@@ -286,6 +286,7 @@ def test_a_rollback_halves_the_rate(here: Here, small: list[str]) -> None:
     assert len(rates) == 3
     assert [float(a) / float(b) for a, b in pairwise(rates)] == pytest.approx([2, 2], rel=1e-3)
     assert ended.err.count("back to the last checkpoint, at half the rate") == 2
+    assert ended.out.count("run_directory") == 1, "what the run is is said once"
 
 
 def test_steps_can_be_skipped(here: Here, small: list[str]) -> None:
