@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from inspect import signature
 from typing import Any
 
 LONGEST = 30.0  # seconds that Ray gives its node to come up
 GLANCE = 0.005  # seconds between two looks at whether it has
+MONITORS = {"include_log_monitor": False, "no_monitor": True}
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def lean(ray: Any) -> Iterator[None]:
     places = ray._private
     replaced = []
     for place, name, instead in (
-        (places.parameter, "RayParams", lambda params: partial(params, include_log_monitor=False, no_monitor=True)),
+        (places.parameter, "RayParams", without_monitors),
         (places.node.Node, "start_api_server", lambda start: no_api_server),
         (places.services, "get_node", lambda get_node: partial(once_there, ray, get_node)),
     ):
@@ -41,6 +43,12 @@ def lean(ray: Any) -> Iterator[None]:
             setattr(place, name, original)
 
 
+def without_monitors(params: Callable[..., Any]) -> Callable[..., Any]:
+    "`params`, told to have none, if it can be told."
+    known = signature(params).parameters
+    return partial(params, **{name: there for name, there in MONITORS.items() if name in known})
+
+
 def no_api_server(node: Any, **_: Any) -> None:
     "What Ray's node has to know of the dashboard's server: it has no address."
     node._webui_url = ""
@@ -48,7 +56,9 @@ def no_api_server(node: Any, **_: Any) -> None:
 
 def once_there(ray: Any, get_node: Callable[[str, str], Any], address: str, node: str) -> Any:
     "`get_node`, asked as soon as the node is there."
-    client, deadline = ray._raylet.GcsClient(address=address), time.monotonic() + LONGEST
-    while ray.NodeID.from_hex(node) not in client.get_all_node_info() and time.monotonic() < deadline:
-        time.sleep(GLANCE)
+    deadline = time.monotonic() + LONGEST
+    with suppress(Exception):  # a Ray that can't be asked like this
+        client = ray._raylet.GcsClient(address=address)
+        while ray.NodeID.from_hex(node) not in client.get_all_node_info() and time.monotonic() < deadline:
+            time.sleep(GLANCE)
     return get_node(address, node)

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.lean_ray import lean, no_api_server
+from cluster.lean_ray import lean, no_api_server, once_there, without_monitors
 from cluster.ray_cluster import (
     PREFIX,
     JoinedCluster,
@@ -81,6 +81,9 @@ def test_what_a_run_of_one_machine_has_no_use_for_is_not_started(
 
 
 def test_a_ray_without_the_names_that_are_replaced_starts_as_ever() -> None:
+    "Or without what they take and give."
+    assert without_monitors(lambda head, no_monitor=False: (head, no_monitor))(7) == (7, True)
+    assert once_there(SimpleNamespace(), lambda *where: where, "address", "node") == ("address", "node")
     bare = SimpleNamespace(_private=SimpleNamespace(**{name: SimpleNamespace() for name in ("parameter", "services")}))
     bare._private.node = SimpleNamespace(Node=SimpleNamespace(start_api_server=len))
     with lean(bare):
