@@ -6,12 +6,10 @@ import atexit
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -21,6 +19,7 @@ from typing import IO, Any, cast
 
 from cluster import watchdog
 from cluster.lean_ray import lean
+from cluster.signals import hear_again, keep_signals, shielded
 from learner.errors import UsageError, UserError
 
 PREFIX = "orchestrator-ray-"
@@ -55,51 +54,6 @@ def own_ray() -> ModuleType:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return import_ray(loopback=True)
-
-
-@contextmanager
-def keep_signals() -> Iterator[None]:
-    """Around Ray's start: let Ctrl-C wait until it is over, and put the caller's way to end by SIGTERM back behind it.
-
-    Ray starts processes, in whose hooks an exception is lost; and it takes SIGTERM for itself, to print a stack and to
-    skip our clean-up.
-    """
-    if threading.current_thread() is not threading.main_thread():  # where neither Ray nor we may set them
-        yield
-        return
-    noted: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    except SystemExit as ended:
-        if ended.code == signal.SIGTERM:  # Ray's way was taken meanwhile
-            raise SystemExit(128 + signal.SIGTERM) from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
-        signal.signal(signal.SIGINT, interrupt)
-    if noted:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def shielded() -> Iterator[None]:
-    """Have no process that is started meanwhile hear of SIGTERM and SIGHUP, as Ray's do not hear of Ctrl-C.
-
-    A service manager sends the one to all processes of a run at once, a terminal that is closed the other, and the
-    driver, for whom they are, needs the others to save the run.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class OwnCluster:
@@ -137,8 +91,10 @@ class OwnCluster:
 
     def close(self) -> None:
         "Stop Ray; the watchdog ends what is left of it, and removes its files."
+        _leave_in_peace(self.watchdog)
         self.ray.shutdown()
-        self.watchdog.communicate(b".")
+        hear_again()
+        self.watchdog.communicate()
 
 
 def start_watchdog(*folder: str) -> subprocess.Popen[bytes]:
@@ -197,8 +153,10 @@ class JoinedCluster:
 
     def close(self) -> None:
         "Leave the cluster, which goes on."
+        _leave_in_peace(self.watchdog)
         self.ray.shutdown()
-        self.watchdog.communicate(b".")
+        hear_again()
+        self.watchdog.communicate()
 
 
 def refuse_strangers(address: str) -> None:

@@ -28,6 +28,7 @@ from cluster.gang import Seat
 from cluster.meeting import Store
 from cluster.messages import Chunk, Job, Report
 from cluster.ray_cluster import JoinedCluster, OwnCluster
+from cluster.signals import uninterrupted
 from cluster.worker_process import Place
 
 IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
@@ -159,9 +160,10 @@ class RayGang:
 
     def close(self) -> None:
         "See Gang."
-        if hasattr(self, "crew"):
-            self.crew.close()
-        self.cluster.close()
+        with uninterrupted():
+            if hasattr(self, "crew"):
+                self.crew.close()
+            self.cluster.close()
 
     def _answers(self, asked: Asked) -> dict[int, Any]:
         return self.calls.answers(asked, self.tolerance.hang_after)

@@ -21,8 +21,8 @@ from contextlib import suppress
 MARK = "ORCHESTRATOR_CLUSTER"  # in the environment of every process of the cluster: its folder
 SECONDS = 5.0  # in which processes that were just being started may still turn up
 LAST_WORDS = (
-    "\nerror: the run's own process was ended from outside: killed, out of memory, or by Ray, whose processes on this "
-    "machine are gone; the same command with --resume last goes on from the newest checkpoint"
+    "\nerror: the run's own process was ended from outside: killed, out of memory, or by Ray, of whose processes on "
+    "this machine one is gone; the same command with --resume last goes on from the newest checkpoint"
 )
 
 

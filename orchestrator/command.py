@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from learner.errors import UsageError, UserError, printable
 from orchestrator.command_line import parse
-from orchestrator.stop import TO_END, Interrupted
+from orchestrator.stop import Interrupted, too_late
 
 # what is left where a command is cut short: one that trains, one that looks at a finished run
 KEPT = "epochs that were done, if any, are in history.csv"
@@ -31,7 +31,7 @@ def command(
     130 Ctrl-C; SIGTERM ends the process with 143, the end of its terminal (SIGHUP, but under nohup) with 129.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    for number in TO_END:
+    for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _terminate)
     if hasattr(sys.stdout, "reconfigure"):  # a file's name may be any bytes
@@ -60,8 +60,14 @@ def command(
         return _fail(f"{error.strerror or error}{place}; {remedy}{kept}", 1, debug)
 
 
+def leave(code: int) -> NoReturn:
+    "Exit; a Ctrl-C that comes now changes nothing any more."
+    too_late()
+    sys.exit(code)
+
+
 def _terminate(number: int, frame: object) -> NoReturn:
-    for each in TO_END:
+    for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
 

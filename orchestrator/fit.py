@@ -14,7 +14,7 @@ from orchestrator.driver import Place, Replicas, Spoiled, Stopped, fingerprint, 
 from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
 from orchestrator.session import Session
-from orchestrator.stop import Interrupted, Stop
+from orchestrator.stop import Interrupted, Stop, too_late
 
 GO_ON = "go on with the same command and --resume last"
 
@@ -40,7 +40,9 @@ def fit(session: Session) -> dict[str, Any]:
                 train(plan, session.gang, session.tracker, course.on_epoch, standing.place, stop, course.save)
         except Stopped as stopped:
             _keep(course, stopped, stop)
-    return course.end()
+        row = course.end()
+    too_late()
+    return row
 
 
 class Course:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.command import command
+from orchestrator.command import command, leave
 from orchestrator.config import Config
+from orchestrator.stop import signals_as_before
 from orchestrator.terminal import enduring_output
 
 
+@signals_as_before()
 def run(config: Config) -> dict[str, Any]:
     """Train as `config` says, from the data to the model's file; the row of the epoch whose model was saved.
 
@@ -54,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-TO_END = (signal.SIGTERM, signal.SIGHUP)
+from cluster.signals import TO_END
 
 
 class Interrupted(Exception):
@@ -21,26 +23,47 @@ class Interrupted(Exception):
 class Stop:
     """While open, the first Ctrl-C, SIGTERM or SIGHUP is noted: called, it says if one came, and `code` how to exit.
 
-    A Ctrl-C after that raises KeyboardInterrupt at once. What is ignored (SIGHUP under nohup) stays so.
+    A Ctrl-C after that raises KeyboardInterrupt at once. What is ignored (SIGHUP under nohup) stays so. Behind a stop
+    that was asked for, signals come `too_late`.
     """
 
     def __init__(self) -> None:
         self.code = 0
 
     def __enter__(self) -> Self:
-        heard = [number for number in TO_END if signal.getsignal(number) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, *heard)}
+        heard = [n for n in TO_END if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.code:
+            too_late()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.code = 128 + number
-        print("\nstopping between two steps (Ctrl-C again: at once) ...", file=sys.stderr, flush=True)
+        first, self.code = not self.code, 128 + number
+        if first:
+            print("\nstopping between two steps (Ctrl-C again: at once) ...", file=sys.stderr, flush=True)
 
     def __call__(self) -> bool:
         return bool(self.code)
+
+
+def too_late() -> None:
+    "From here on, what is left to do is over in a moment, and worth more than to end at once."
+    for number in TO_END:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def signals_as_before() -> Iterator[None]:
+    "Have signals do afterwards what they do now."
+    before = {number: signal.getsignal(number) for number in TO_END}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

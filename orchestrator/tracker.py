@@ -66,6 +66,8 @@ class Tracker:
             self.terminal.write(f"note: {note}")
 
     def _catch_up(self) -> None:
+        if self.at_leisure:
+            self.board.renew()
         while self.at_leisure:
             self.at_leisure.pop(0)()
 
@@ -97,6 +99,7 @@ class Tracker:
             "seconds": train.elapsed + valid.elapsed,
         }
         self.record(f"{self.folder.path}", self._restore)
+        self._catch_up()
         self.record("history.csv", self.folder.add_history, row)
         scalars = {f"epoch/{key}": row[key] for key in ("train_loss", "valid_loss", METRIC)}
         scalars[f"epoch/train_{METRIC}"] = learned[METRIC]
@@ -107,7 +110,6 @@ class Tracker:
         for rank, times in train.slow().items():
             self.terminal.write(f"rank {rank} is slow: it works {times:.0f} times as long as the others at an image")
         self.board.renew()
-        self._catch_up()
         return row
 
     def record(self, what: str, write: Callable[..., object], *args: Any) -> bool:

@@ -22,12 +22,12 @@ from cluster.ray_cluster import (
     PREFIX,
     JoinedCluster,
     has_token,
-    keep_signals,
     refuse_strangers,
     remove_stale_folders,
     require,
 )
 from cluster.ray_gang import RayGang
+from cluster.signals import keep_signals
 from learner.errors import UsageError, UserError
 from tests.commands import ray_head
 

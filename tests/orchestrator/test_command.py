@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from cluster.watchdog import LAST_WORDS
 from learner.errors import UsageError, UserError
 from orchestrator.command import command
 
-Start = Callable[[str], tuple[subprocess.Popen[str], list[str]]]
+Start = Callable[..., tuple[subprocess.Popen[str], list[str]]]
+STOPPING = "\nstopping between two steps (Ctrl-C again: at once) ...\n"
 NO_SPACE = OSError(28, "No space left on device")
 
 
@@ -61,8 +63,8 @@ def training(user_environment: dict[str, str], small: list[str]) -> Iterator[Sta
     "Start a long run of two workers in a process group of its own; it and its lines, up to one that begins as asked."
     started = []
 
-    def start(until: str) -> tuple[subprocess.Popen[str], list[str]]:
-        line = [sys.executable, "-u", "-m", "orchestrator.launch", *small, "--epochs", "100000", "--cpus", "2"]
+    def start(until: str, epochs: int = 100_000) -> tuple[subprocess.Popen[str], list[str]]:
+        line = [sys.executable, "-u", "-m", "orchestrator.launch", *small, "--epochs", f"{epochs}", "--cpus", "2"]
         driver = subprocess.Popen(line, env=user_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   text=True, start_new_session=True)  # fmt: skip
         started.append(driver)
@@ -118,6 +120,32 @@ def test_a_signal_ends_the_run_and_its_workers(
     rows = [line for line in [*lines, *out.splitlines()] if line[:1].isdigit()]
     history = next((tmp_path / "runs").rglob("history.csv")).read_text().splitlines()
     assert len(history) == 1 + len(rows) >= 4, "the history is kept"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_run_that_is_done_ends(training: Start, tmp_path: Path, wait: float, number: int) -> None:
+    "It comes too late: half of the end would be a mess, such as no model, or Ray's own idea of how to end a process."
+    driver, _ = training("2 ", epochs=3)  # the last row
+    time.sleep(wait)
+    driver.send_signal(number)
+    _, err = driver.communicate(timeout=30)
+    assert (driver.returncode, err.replace(STOPPING, "")) == (0, "")
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gap", [0.05, 0.15, 0.25, 0.35])
+def test_three_times_ctrl_c(training: Start, gap: float) -> None:
+    "At once means: once Ray is gone."
+    driver, _ = training("2 ")
+    for _ in range(3):
+        if driver.poll() is None:
+            driver.send_signal(signal.SIGINT)
+        time.sleep(gap)
+    _, err = driver.communicate(timeout=30)
+    assert driver.returncode == 130 and "Traceback" not in err and LAST_WORDS not in err
 
 
 def test_ctrl_c_while_ray_starts(training: Start, descendants: Callable[[int], dict[int, str]]) -> None:

@@ -19,6 +19,7 @@ from orchestrator.driver import Place, Spoiled, Stopped
 from orchestrator.fit import Best, fit
 from orchestrator.resume import Saver
 from orchestrator.session import open_session
+from orchestrator.stop import signals_as_before
 from orchestrator.tracker import Tracker
 from tests.commands import Ended, sentence
 from tests.results import history
@@ -35,7 +36,7 @@ def ended_by(cause: Any, salvaged: Any, pictures: Path, tmp_path: Path, monkeypa
                     data_dir=str(tmp_path), cache="off")  # fmt: skip
     with open_session(config) as session:
         monkeypatch.setattr(session.gang, "salvage", lambda: salvaged, raising=False)
-        with pytest.raises(type(cause)):
+        with pytest.raises(type(cause)), signals_as_before():
             fit(session)
         return Checkpoints(session.folder.path / "checkpoints").steps()
 

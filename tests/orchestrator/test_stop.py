@@ -3,11 +3,13 @@
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.stop import Stop
+from orchestrator.stop import Stop, signals_as_before
 
 STUCK = """
 import sys, time
@@ -46,22 +48,37 @@ def caught(number: int) -> bool:
     ],
 )
 def test_only_a_second_ctrl_c_is_at_once(signals, last, capsys: pytest.CaptureFixture[str]) -> None:
-    with Stop() as stop:
+    with signals_as_before(), Stop() as stop:
         assert (stop(), stop.code) == (False, 0)
         assert [caught(number) for number in signals] == [False] * (len(signals) - 1) + [last]
         assert stop() and stop.code in [128 + number for number in signals]
-    assert "stopping between two steps (Ctrl-C again: at once)" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("stopping between two steps (Ctrl-C again: at once)") == 1
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 
 def test_the_signals_are_their_owners_again() -> None:
     "Also where the body came to no end."
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(KeyboardInterrupt), Stop():
-        assert [signal.getsignal(number) for number in numbers] != before
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-    assert [signal.getsignal(number) for number in numbers] == before
+    before = handlers()
+    with pytest.raises(ZeroDivisionError), Stop():
+        assert handlers() != before
+        1 / 0  # noqa: B018
+    assert handlers() == before
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_once_a_run_is_to_stop_it_ends_in_peace(times: int) -> None:
+    "What comes while it closes is too late; and then the signals are their owners' again."
+    before = handlers()
+    with signals_as_before():
+        with suppress(KeyboardInterrupt), Stop():
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+    assert handlers() == before
 
 
 def test_nohup_is_respected() -> None:
