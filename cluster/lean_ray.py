@@ -3,7 +3,7 @@
 `ray.init` starts three programs beside Ray proper: one that brings logs to the driver, one that asks clouds for more
 machines, and the dashboard's server, in a minimal form even without a dashboard. Each takes half a second of a
 processor while the workers import torch, and stays. And it asks for its own node once a second, though that is there
-after half of one. Without them two workers are up after 3.0 s instead of 4.4 (benchmarks/NOTES.md).
+after half of one. Without them two workers are up after 3.0 s instead of 5.1 (benchmarks/NOTES.md).
 
 Ray has parameters for the first two, which `ray.init` does not pass on, and none for the rest: so names of Ray's are
 replaced while it starts. A Ray that does not have them starts as it always does.
