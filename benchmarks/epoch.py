@@ -37,6 +37,7 @@ from orchestrator.build import make_job, make_store
 from orchestrator.config import Config
 
 N, EPOCHS, ROUNDS = 4800, 3, 2  # images, epochs a run, runs of the peers
+HUNG = 240.0  # seconds; once, Accelerate's workers stood still for a quarter of an hour
 PEERS = {  # name: module, what must be installed, by torchrun
     "DataLoader + DistributedDataParallel (torchrun)": ("ddp", "torch", True),
     "Accelerate (torchrun)": ("accelerated", "accelerate", True),
@@ -86,12 +87,23 @@ def check(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def peer(module: str, by_torchrun: bool, root: Path, size: int) -> Seconds:
-    "Training time of each epoch by a peer's script."
+def peer(module: str, by_torchrun: bool, root: Path, size: int, tries: int = 3) -> Seconds:
+    "Training time of each epoch by a peer's script; one that hangs is ended and begun anew."
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={WORKERS}", "-m"] if by_torchrun else []
     command = [sys.executable, "-m", *launcher, f"benchmarks.peers.{module}", str(root), f"{size}", f"{EPOCHS}"]
     quiet = {"OMP_NUM_THREADS": f"{WORKERS if module == 'book' else 1}", "PYTHONPATH": str(Path(__file__).parents[1])}
-    printed = check(subprocess.run(command, capture_output=True, text=True, env=os.environ | quiet))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | quiet
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=HUNG)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # upon which torchrun ends its workers
+            out, err = process.communicate()
+            if tries > 1:
+                print(f"{module} hung for {HUNG:g} s: once more", flush=True)
+                return peer(module, by_torchrun, root, size, tries - 1)
+    printed = check(subprocess.CompletedProcess(command, process.returncode, out, err))
     (line,) = [line for line in printed.splitlines() if MARK in line]
     return json.loads(line.split(MARK)[1])
 
