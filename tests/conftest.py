@@ -108,7 +108,7 @@ def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory
         folder, watchdog = gang.cluster.folder, gang.cluster.watchdog.pid
         ours = {watchdog, *cluster.watchdog.members(folder)}
         segments = set().union(*map(shared_memory, ours))
-        assert len(ours) > 5, "Ray, its agents, who is still at work"
+        assert ours > living(place.pid for place in gang.places).keys()  # a test may have killed some
         gang.close()
         assert wait_until_gone(lambda: living(ours | {*cluster.watchdog.members(folder)}), 60) == {}
         assert [name for name in (*segments, folder) if Path(name).exists()] == []

@@ -134,6 +134,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_sound_checkpoint(tmp_path, step)
         Checkpoints(tmp_path / moment, keep=1).save(step, {"w": np.zeros(3)}, {})
         left = [name for name in os.listdir(tmp_path / moment) if name[0] != "."]  # RunFolder.sweep removes these
         assert len(left) == 1, "what a killed writer had not removed is gone by the next time"
+    assert len(os.listdir(tmp_path / moments[-1])) == 1
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch) -> None:
