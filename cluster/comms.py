@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Protocol
 
 import torch
@@ -178,6 +178,7 @@ class NcclGroup(Group):
         for name, value in ON_ERRORS.items():
             os.environ.setdefault(name, value)
         super().__init__(rank, world_size, meeting, backend)
+        self._one_by_one = Lock()  # to let go, which the pulse does, and to leave, which is for who computes
         self.waiting, self._ranks = False, dist.group.WORLD
 
     def finish(self) -> None:
@@ -202,9 +203,10 @@ class NcclGroup(Group):
 
     def let_go(self) -> None:
         "See Group; also where this rank seems to wait for nothing but its GPU. In a thread, since it takes its time."
-        if self._aborting is None and (ranks := self._ranks) is not None:
-            self._aborting = Thread(target=ranks.abort, name="abort", daemon=True)
-            self._aborting.start()
+        with self._one_by_one:
+            if self._aborting is None and (ranks := self._ranks) is not None:
+                self._aborting = Thread(target=ranks.abort, name="abort", daemon=True)
+                self._aborting.start()
 
     def _end(self) -> None:
         with suppress(RuntimeError):  # without a driver, nobody will go on
@@ -213,7 +215,8 @@ class NcclGroup(Group):
             super()._wait(self._abort_all)
 
     def _abort_all(self) -> None:
-        self._ranks = None
+        with self._one_by_one:
+            self._ranks = None
         if self._aborting is not None:
             self._aborting.join()
         dist.distributed_c10d._abort_process_group()  # torch's other end would wait for sums that never come

@@ -86,9 +86,14 @@ class Event:
         return 1000 * (later.time - self.time)
 
 
-def install() -> None:
-    "Have this process know `silent` as a backend, and talk over it as over NCCL."
+def register() -> None:
+    "Have torch know `silent` as a backend in this process."
     if "SILENT" not in dist.Backend._plugins:
         dist.Backend.register_backend("silent", Silent, devices=["cpu"])
+
+
+def install() -> None:
+    "Have this process talk over it as over NCCL."
+    register()
     torch.cuda.Event = Event  # type: ignore[assignment, misc]
     GROUPS["silent"] = lambda rank, world_size, meeting: NcclGroup(rank, world_size, meeting, "silent")  # type: ignore[assignment, return-value]

@@ -3,15 +3,22 @@
 NCCL itself wants a GPU a rank: `tests/gpu` has a test of it.
 """
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch.distributed as dist
 
+import cluster.comms
+from cluster.comms import NcclGroup
+from cluster.meeting import Store
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from tests.chaos.injector import DEADLY, PHASES, Fault, Plan
 from tests.chaos.runs import Run, drive, fault_of, threaten
+from tests.chaos.silent import register
 
 DAILY = [("forward", "raise"), ("backward", "SIGKILL"), ("reduce", "exit"), ("update", "SIGKILL"), ("validate", "exit")]
 CASES = [
@@ -60,5 +67,29 @@ def test_survivors_go_on(
     threaten(silent_gang, fault_plan, [fault])
     assert drive(silent_gang) == undisturbed
     assert fault_plan.fired() == 1
-    assert len(said) == 1
+    assert len(said) == 1, said
     assert f"rank {fault.rank} " in said[0]
+
+
+def test_a_rank_leaves_its_group_in_the_moment_in_which_it_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Where the pulse had its thread made, but not yet started, the group was left by half, with no room for another."
+    letting_go, left = threading.Event(), threading.Event()
+
+    class Late(threading.Thread):
+        def start(self) -> None:
+            letting_go.set()
+            left.wait(0.2)
+            super().start()
+
+    register()
+    monkeypatch.setattr(os, "environ", {**os.environ})  # to which a group adds
+    store = Store("127.0.0.1")
+    group = NcclGroup(0, 1, store.meeting, "silent")
+    monkeypatch.setattr(cluster.comms, "Thread", Late)
+    pulse = threading.Thread(target=group.let_go)
+    pulse.start()
+    letting_go.wait()
+    group.close()
+    left.set()
+    pulse.join()
+    assert not dist.is_initialized()
