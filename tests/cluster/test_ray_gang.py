@@ -119,6 +119,20 @@ def test_a_bug_is_shown_with_its_traceback(ray_gang: RayGang, drive: Callable[..
     drive(ray_gang, job, epochs=1)
 
 
+def test_what_was_lost_on_its_way_is_no_error_of_the_rank(ray_gang: RayGang, job: Job) -> None:
+    "Such as a snapshot whose machine goes while another rank loads it, of which Ray raises the like of this there."
+
+    def load(_: Any) -> None:
+        from ray.exceptions import OwnerDiedError
+
+        raise OwnerDiedError("00" * 28, b"", "")
+
+    ray_gang.start(job, 2)
+    failure = ray_gang.calls.result(1, ray_gang.seated[1].actor.__ray_call__.remote(load))
+    assert (failure.rank, failure.kind) == (1, "peer"), "its own process is well"
+    assert failure.message.startswith("OwnerDiedError")
+
+
 def test_a_range_begins_with_those_that_are_there(
     ray_gang: RayGang, drive: Callable[..., Any], job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
