@@ -92,7 +92,7 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
         print(f"{Store(parent / name, len(files), *shape).filled} of {len(files)} are there\n")
     except (OSError, UserError) as error:
         if not automatic:
-            raise
+            raise UsageError(f"--cache {config.cache} is not possible: {error}") from error
         print(f"images are decoded in every epoch: {error}", flush=True)
         return None
     if config.cache == "device":

@@ -127,11 +127,11 @@ def prepare(config: Config, again: bool = False) -> Prepared:
     run = find_run(config, parent)
     checkpoint = newest_checkpoint(run, config.autoresume) if run else None
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
+    job = dataclasses.replace(job, store=make_store(config, split, job.channels))
     folder = RunFolder(run) if run else RunFolder.create(parent)
     folder.claim()
     if not again:
         report_configuration(config, devices, split, plan, folder, job.channels)
-    job = dataclasses.replace(job, store=make_store(config, split, job.channels))
     if started_from:
         print(started_from, end="\n\n")
     if run:
