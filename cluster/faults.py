@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import getpid
 
+import torch
+
 from cluster.comms import PeerLost
 from cluster.messages import Chunk, Report
 from cluster.pulse import Life
@@ -61,7 +63,9 @@ class Failure:
     def of(
         cls, rank: int, error: BaseException, step: int = -1, report: Report | None = None, whole: bool = False
     ) -> Failure:
-        "The failure of this process."
+        "The failure of this process; a GPU without enough memory is the user's to mend: another one has no more."
+        if isinstance(error, torch.OutOfMemoryError):
+            error = too_large(error)
         kinds = {NotFinite: "nan", UserError: "user", PeerLost: "peer"}
         kind = next((name for of, name in kinds.items() if isinstance(error, of)), "error")
         message = str(error) if kind in ("nan", "user") else f"{type(error).__name__}: {error}"
@@ -70,6 +74,11 @@ class Failure:
     def __str__(self) -> str:
         where = f"rank {self.rank} (host {self.host}, pid {self.pid})"
         return f"{where}: {self.message}" + (f"\n{self.trace.rstrip()}" if self.kind == "error" else "")
+
+
+def too_large(error: BaseException) -> UserError:
+    "What to say where memory was not enough."
+    return UserError(f"there is not enough memory: {error}; lower --size or --batch-size")
 
 
 class WorkersFailed(UserError):

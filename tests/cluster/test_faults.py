@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ def failure(rank: int, kind: str) -> Failure:
         (UserError("the file x is empty"), "user", "the file x is empty"),
         (PeerLost("rank 1 lost touch"), "peer", "PeerLost: rank 1 lost touch"),
         (KeyError("weights"), "error", "KeyError: 'weights'"),
+        (torch.OutOfMemoryError("9 GiB"), "user", "there is not enough memory: 9 GiB; lower --size or --batch-size"),
     ],
 )
 def test_an_error_becomes_text(error: Exception, kind: str, message: str) -> None:
