@@ -193,13 +193,12 @@ class Agreement:
     """Where the survivors of a failure stand, in what they were told to do.
 
     `done` has, for each chunk or part of one that is done, its reports, and the ranks whose reports are lost;
-    `rest` is what is still to do. The ranks in `lead` hold the newest state; those `behind` must take it over.
+    `rest` is what is still to do. The ranks in `lead` hold the newest state.
     """
 
     done: list[tuple[list[Report], list[int]]] = field(default_factory=list)
     rest: list[Chunk] = field(default_factory=list)
     lead: list[int] = field(default_factory=list)
-    behind: list[int] = field(default_factory=list)
 
 
 Results = Sequence[Report | Failure]
@@ -225,8 +224,7 @@ def agree(sent: Sequence[tuple[Chunk, Results]]) -> Agreement:
     steps = {rank: sum(_steps(results[rank]) for _, results in sent) for rank in ranks}
     alive = holders([results for _, results in sent])
     furthest = max((steps[rank] for rank in alive), default=0)
-    lead = [rank for rank in alive if steps[rank] == furthest]
-    found, left = Agreement(lead=lead, behind=[rank for rank in alive if rank not in lead]), furthest
+    found, left = Agreement(lead=[rank for rank in alive if steps[rank] == furthest]), furthest
     for chunk, results in sent:
         whole = all(isinstance(result, Report) for result in results)
         n = min(left, len(chunk.hypers)) if chunk.train else len(chunk.hypers) * (whole and not found.rest)

@@ -13,7 +13,8 @@ import torch
 
 from cluster.faults import Tolerance
 from cluster.gang import Gang, LocalGang
-from cluster.worker import Job, refuse_bad
+from cluster.messages import Job
+from cluster.worker import refuse_bad
 from learner.data.block import DataBlock, make_block
 from learner.data.files import Split
 from learner.data.images import is_grey

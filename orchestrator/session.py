@@ -13,7 +13,7 @@ import numpy as np
 from cluster.checkpoint import Checkpoint, Checkpoints
 from cluster.faults import WorkersFailed
 from cluster.gang import Gang
-from cluster.worker import Job
+from cluster.messages import Job
 from learner.data.files import Split
 from learner.errors import UsageError, UserError, shown
 from learner.figures import image_grid, lr_curve
