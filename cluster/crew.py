@@ -161,7 +161,7 @@ class Crew:
                 os.kill(place.pid, signal.SIGKILL)  # Ray takes seconds to end a stopped process
         self.ray.kill(member.actor)
 
-    def dismiss(self, member: Member, replace: bool = False) -> None:
+    def dismiss(self, member: Member, replace: bool) -> None:
         "Do without a process, which ends; another one begins to start in its place if it is to be replaced."
         self.end(member, member.ended)
         self.members.remove(member)
