@@ -116,7 +116,7 @@ class Crew:
                 member.place = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
                 return member
             except self.ray.exceptions.RayError as error:
-                self.lost, self.why = self.lost + 1, f": {str(error).strip().splitlines()[0]}"
+                self.lost, self.why = self.lost + 1, f": {str(error).strip().splitlines()[-1]}"
                 self.dismiss(member, replace=self.lost <= MAX_LOST)
         return None
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 import cluster.calls
+import cluster.crew
 from cluster.faults import WorkersFailed
 from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
+from cluster.worker_process import WorkerProcess
 from learner.data.files import Labelled
 from learner.data.loader import epoch_order, usable_cores
 from learner.errors import UserError
@@ -131,6 +133,25 @@ def test_what_was_lost_on_its_way_is_no_error_of_the_rank(ray_gang: RayGang, job
     failure = ray_gang.calls.result(1, ray_gang.seated[1].actor.__ray_call__.remote(load))
     assert (failure.rank, failure.kind) == (1, "peer"), "its own process is well"
     assert failure.message.startswith("OwnerDiedError")
+
+
+def test_why_a_process_could_not_begin_is_known(ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    class Broken(WorkerProcess):
+        def __init__(self, *args: Any) -> None:
+            raise RuntimeError("the driver is too old")
+
+    ray_gang.start(job, 3)
+    crew = ray_gang.crew
+    spare = crew.take(60.0)
+    assert spare is not None
+    monkeypatch.setattr(cluster.crew, "WorkerProcess", Broken)
+    monkeypatch.setattr(cluster.crew, "MAX_LOST", crew.lost)
+    crew.dismiss(spare, replace=True)
+    assert crew.take(60.0) is None, "nor is another one begun, beyond so many"
+    assert crew.why == ": RuntimeError: the driver is too old"
+    monkeypatch.undo()
+    crew.hire(spare.bundle)
 
 
 def test_a_range_begins_with_those_that_are_there(
