@@ -62,7 +62,8 @@ class Calls:
         try:
             return self.ray.get(ref)
         except errors.RayTaskError as error:
-            return Failure(rank, host, pid, "error", f"{error.cause!r}", str(error))
+            lost = isinstance(error.cause, errors.ObjectLostError)  # what it was given went with another's machine
+            return Failure(rank, host, pid, "peer" if lost else "error", f"{error.cause!r}", str(error))
         except errors.RayError as error:
             if member.ended:
                 return Failure(rank, host, pid, "hung", member.ended)

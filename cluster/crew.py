@@ -116,7 +116,7 @@ class Crew:
                 member.place = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
                 return member
             except self.ray.exceptions.RayError as error:
-                self.lost, self.why = self.lost + 1, f": {str(error).strip().splitlines()[0]}"
+                self.lost, self.why = self.lost + 1, f": {str(error).strip().splitlines()[-1]}"
                 self.dismiss(member, replace=self.lost <= MAX_LOST)
         return None
 
@@ -161,7 +161,7 @@ class Crew:
                 os.kill(place.pid, signal.SIGKILL)  # Ray takes seconds to end a stopped process
         self.ray.kill(member.actor)
 
-    def dismiss(self, member: Member, replace: bool = False) -> None:
+    def dismiss(self, member: Member, replace: bool) -> None:
         "Do without a process, which ends; another one begins to start in its place if it is to be replaced."
         self.end(member, member.ended)
         self.members.remove(member)

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import getpid
 
+import torch
+
 from cluster.comms import PeerLost
 from cluster.messages import Chunk, Report
 from cluster.pulse import Life
@@ -61,7 +63,9 @@ class Failure:
     def of(
         cls, rank: int, error: BaseException, step: int = -1, report: Report | None = None, whole: bool = False
     ) -> Failure:
-        "The failure of this process."
+        "The failure of this process; a GPU without enough memory is the user's to mend: another one has no more."
+        if isinstance(error, torch.OutOfMemoryError):
+            error = too_large(error)
         kinds = {NotFinite: "nan", UserError: "user", PeerLost: "peer"}
         kind = next((name for of, name in kinds.items() if isinstance(error, of)), "error")
         message = str(error) if kind in ("nan", "user") else f"{type(error).__name__}: {error}"
@@ -70,6 +74,11 @@ class Failure:
     def __str__(self) -> str:
         where = f"rank {self.rank} (host {self.host}, pid {self.pid})"
         return f"{where}: {self.message}" + (f"\n{self.trace.rstrip()}" if self.kind == "error" else "")
+
+
+def too_large(error: BaseException) -> UserError:
+    "What to say where memory was not enough."
+    return UserError(f"there is not enough memory: {error}; lower --size or --batch-size")
 
 
 class WorkersFailed(UserError):
@@ -184,13 +193,12 @@ class Agreement:
     """Where the survivors of a failure stand, in what they were told to do.
 
     `done` has, for each chunk or part of one that is done, its reports, and the ranks whose reports are lost;
-    `rest` is what is still to do. The ranks in `lead` hold the newest state; those `behind` must take it over.
+    `rest` is what is still to do. The ranks in `lead` hold the newest state.
     """
 
     done: list[tuple[list[Report], list[int]]] = field(default_factory=list)
     rest: list[Chunk] = field(default_factory=list)
     lead: list[int] = field(default_factory=list)
-    behind: list[int] = field(default_factory=list)
 
 
 Results = Sequence[Report | Failure]
@@ -216,8 +224,7 @@ def agree(sent: Sequence[tuple[Chunk, Results]]) -> Agreement:
     steps = {rank: sum(_steps(results[rank]) for _, results in sent) for rank in ranks}
     alive = holders([results for _, results in sent])
     furthest = max((steps[rank] for rank in alive), default=0)
-    lead = [rank for rank in alive if steps[rank] == furthest]
-    found, left = Agreement(lead=lead, behind=[rank for rank in alive if rank not in lead]), furthest
+    found, left = Agreement(lead=[rank for rank in alive if steps[rank] == furthest]), furthest
     for chunk, results in sent:
         whole = all(isinstance(result, Report) for result in results)
         n = min(left, len(chunk.hypers)) if chunk.train else len(chunk.hypers) * (whole and not found.rest)

@@ -37,9 +37,7 @@ class Life:
     still: float
 
 
-def start_pulse(
-    meeting: Meeting, name: str, look: Callable[[], Sign], listen: Callable[[StoreClient], object] = lambda store: None
-) -> None:
+def start_pulse(meeting: Meeting, name: str, look: Callable[[], Sign], listen: Callable[[StoreClient], object]) -> None:
     """From a thread, tell the driver's store what `look` sees; write out all stacks when the driver asks for them.
 
     `listen` may ask the store for more. A process that can't reach the driver any more ends: nobody would ever tell it

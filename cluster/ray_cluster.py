@@ -137,7 +137,7 @@ class JoinedCluster:
         try:
             with keep_signals():
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"no Ray cluster could be joined at {address}: {first}; is it up (ray start --head), and is its token "

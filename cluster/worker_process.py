@@ -35,11 +35,14 @@ class WorkerProcess:
     "Has one Worker, of which it says over and over whether it lives."
 
     def __init__(self, name: str, meeting: Meeting, backend: str, gpu: bool, log_folder: str) -> None:
-        self.backend, self.gpu, self.log_folder = backend, gpu, log_folder
+        self.backend, self.log_folder = backend, log_folder
         self.rank, self.busy = -1, "starting"
         self.worker: Worker | None = None
         self.group: Group | None = None
         self.out_of_group = True
+        self.device = torch.device("cuda", 0) if gpu else torch.device("cpu")  # Ray shows each worker its own GPU alone
+        if gpu:  # here, where a broken one is passed over, and nobody watches: no pulse beats for the seconds it takes
+            torch.cuda.set_device(self.device)
         keep_memory()
         start_pulse(meeting, name, self.sign, self.listen)
 
@@ -68,12 +71,9 @@ class WorkerProcess:
         if self.worker is not None:
             self.worker.close()
             self.worker = None
-        device = torch.device("cuda", 0) if self.gpu else torch.device("cpu")
-        if self.gpu:  # Ray shows each worker its own GPU alone
-            torch.cuda.set_device(device)
         comm = self._sit(seat, meeting)
-        self.worker = Worker(job, comm, device, seat.threads, joining)
-        note(f"{seat} on {device}")
+        self.worker = Worker(job, comm, self.device, seat.threads, joining)
+        note(f"{seat} on {self.device}")
 
     def rejoin(self, seat: Seat, meeting: Meeting) -> Failure | None:
         "Go on with the same Worker in another group, maybe at another rank."

@@ -35,11 +35,11 @@ class SqueezeExcitation(Module):
         return x * scale[:, :, None, None]
 
 
-def conv_down(n_in: int, n_out: int, stride: int, ks: int = 3, act: bool | str = True, blur: bool = False) -> Module:
-    "A ConvLayer with BatchNorm; with `blur`, one that halves does so by a BlurPool behind it (Zhang, 2019)."
+def conv_down(n_in: int, n_out: int, stride: int, act: str, blur: bool) -> Module:
+    "A 3x3 ConvLayer with BatchNorm; with `blur`, one that halves does so by a BlurPool behind it (Zhang, 2019)."
     if blur and stride > 1:
-        return Sequential(ConvLayer(n_in, n_out, ks=ks, act=act, norm=True), BlurPool())
-    return ConvLayer(n_in, n_out, stride, ks, act, norm=True)
+        return Sequential(ConvLayer(n_in, n_out, act=act, norm=True), BlurPool())
+    return ConvLayer(n_in, n_out, stride, act=act, norm=True)
 
 
 class ResBlock(Module):
@@ -59,7 +59,7 @@ class ResBlock(Module):
         inner = n_out // 4 if bottleneck else n_out
         last = ConvLayer(inner, n_out, ks=1 if bottleneck else 3, act=False, norm=True)
         last.norm.weight.data.zero_()  # type: ignore[union-attr]
-        layers: list[Module] = [conv_down(inner if bottleneck else n_in, inner, stride, act=act, blur=blur), last]
+        layers: list[Module] = [conv_down(inner if bottleneck else n_in, inner, stride, act, blur), last]
         if bottleneck:
             layers.insert(0, ConvLayer(n_in, inner, ks=1, act=act, norm=True))
         if excite:
@@ -83,7 +83,7 @@ def xresnet(
 
     `act` is a name of layers.ACTIVATIONS; `blur` halves by BlurPool; `excite` puts SqueezeExcitation into each block.
     """
-    stem = [conv_down(n_in, STEM[0], 2, act=act, blur=blur)]
+    stem = [conv_down(n_in, STEM[0], 2, act, blur)]
     stem += [ConvLayer(a, b, act=act, norm=True) for a, b in pairwise(STEM)]
     pool = [MaxPool(stride=1), BlurPool()] if blur else [MaxPool()]
     widths = [STEM[-1], *(64 * (4 if bottleneck else 1) << number for number in range(len(depths)))]

@@ -13,7 +13,8 @@ import torch
 
 from cluster.faults import Tolerance
 from cluster.gang import Gang, LocalGang
-from cluster.worker import Job, refuse_bad
+from cluster.messages import Job
+from cluster.worker import refuse_bad
 from learner.data.block import DataBlock, make_block
 from learner.data.files import Split
 from learner.data.images import is_grey
@@ -92,7 +93,7 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
         print(f"{Store(parent / name, len(files), *shape).filled} of {len(files)} are there\n")
     except (OSError, UserError) as error:
         if not automatic:
-            raise
+            raise UsageError(f"--cache {config.cache} is not possible: {error}") from error
         print(f"images are decoded in every epoch: {error}", flush=True)
         return None
     if config.cache == "device":

@@ -11,9 +11,9 @@ from typing import Any
 
 from cluster.faults import NotFinite, WorkersFailed
 from cluster.gang import Gang
+from cluster.messages import Chunk, Report
 from cluster.not_finite import ADVICE
 from cluster.shards import n_batches
-from cluster.worker import Chunk, Report
 from learner.data.sizes import Sizes
 from learner.errors import UserError
 from learner.optimizer import spread

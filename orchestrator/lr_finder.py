@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from cluster.gang import Gang
-from cluster.worker import Chunk
+from cluster.messages import Chunk
 from learner.errors import UserError
 from learner.lr_range import RangeTest, suggest
 from orchestrator.driver import Plan, fingerprint

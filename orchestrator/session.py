@@ -13,7 +13,7 @@ import numpy as np
 from cluster.checkpoint import Checkpoint, Checkpoints
 from cluster.faults import WorkersFailed
 from cluster.gang import Gang
-from cluster.worker import Job
+from cluster.messages import Job
 from learner.data.files import Split
 from learner.errors import UsageError, UserError, shown
 from learner.figures import image_grid, lr_curve
@@ -41,6 +41,8 @@ from orchestrator.summary import default_name, report_configuration
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
 
+SAMPLES = 32  # training images that TensorBoard shows
+
 
 @dataclass(frozen=True)
 class Session:
@@ -61,9 +63,9 @@ class Session:
         step = standing.place.epoch * self.plan.train_batches + standing.place.batch
         self.saver.save(step, tensors or self.gang.call_first("snapshot"), standing.as_json())
 
-    def show_samples(self, n: int = 32) -> None:
+    def show_samples(self) -> None:
         "Put training images into TensorBoard as the model sees them, once training is under way."
-        images, targets = self.gang.call_first("samples", n)
+        images, targets = self.gang.call_first("samples", SAMPLES)
         if len(images):
             titles = [self.split.vocab.classes[target] for target in targets]
             self.tracker.at_leisure.append(lambda: self.tracker.picture("train/samples", image_grid(images, titles)))
@@ -111,7 +113,7 @@ class Prepared:
     standing: Standing
 
 
-def prepare(config: Config, again: bool = False) -> Prepared:
+def prepare(config: Config, again: bool) -> Prepared:
     "Refuse what can't be, find the data, find or make the run directory, and say what the run is, but not `again`."
     named(config.arch)
     check_optimizer(config.optimizer)
@@ -127,11 +129,11 @@ def prepare(config: Config, again: bool = False) -> Prepared:
     run = find_run(config, parent)
     checkpoint = newest_checkpoint(run, config.autoresume) if run else None
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
+    job = dataclasses.replace(job, store=make_store(config, split, job.channels))
     folder = RunFolder(run) if run else RunFolder.create(parent)
     folder.claim()
     if not again:
         report_configuration(config, devices, split, plan, folder, job.channels)
-    job = dataclasses.replace(job, store=make_store(config, split, job.channels))
     if started_from:
         print(started_from, end="\n\n")
     if run:

@@ -23,7 +23,7 @@ def default_name(config: Config) -> str:
 
 
 def report_configuration(
-    config: Config, devices: Devices, split: Split, plan: Plan, folder: RunFolder, channels: int = 3
+    config: Config, devices: Devices, split: Split, plan: Plan, folder: RunFolder, channels: int
 ) -> None:
     "Print the resolved configuration and save it as config.json."
     smallest = config.batch_size // devices.count

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.worker import Report
+from cluster.messages import Report
 from learner.metrics import means
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from cluster.worker import Report
+from cluster.messages import Report
 from learner.callbacks.activations import BINS, LIMIT, layer_stats
 from learner.metrics import accuracy
 from orchestrator.board import Board

@@ -3,7 +3,11 @@
 import json
 from collections.abc import Callable
 
-from cluster.meeting import Store
+import pytest
+import torch
+
+from cluster import worker_process
+from cluster.meeting import Meeting, Store
 from cluster.pulse import HELD_UP, PERIOD, Watch
 
 
@@ -44,3 +48,12 @@ def test_while_the_driver_was_held_up_nobody_was_silent() -> None:
     assert life.silent == life.still == 0.0
     wait(PERIOD)
     assert round(watch.look("a").silent, 6) == PERIOD
+
+
+def test_a_gpu_is_made_ready_before_anybody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    "No thread runs meanwhile, also not the one of the pulse."
+    done: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(worker_process, "start_pulse", lambda *_: done.append("pulse"))
+    worker_process.WorkerProcess("0", Meeting("127.0.0.1", 1), "nccl", True, "/nowhere")
+    assert done == [torch.device("cuda", 0), "pulse"]

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 import cluster.calls
+import cluster.crew
 from cluster.faults import WorkersFailed
 from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
+from cluster.worker_process import WorkerProcess
 from learner.data.files import Labelled
 from learner.data.loader import epoch_order, usable_cores
 from learner.errors import UserError
@@ -117,6 +119,39 @@ def test_a_bug_is_shown_with_its_traceback(ray_gang: RayGang, drive: Callable[..
     assert "Traceback" in Path(ray_gang.log_folder, "rank_0.log").read_text()
     ray_gang.start(job, 2)
     drive(ray_gang, job, epochs=1)
+
+
+def test_what_was_lost_on_its_way_is_no_error_of_the_rank(ray_gang: RayGang, job: Job) -> None:
+    "Such as a snapshot whose machine goes while another rank loads it, of which Ray raises the like of this there."
+
+    def load(_: Any) -> None:
+        from ray.exceptions import OwnerDiedError
+
+        raise OwnerDiedError("00" * 28, b"", "")
+
+    ray_gang.start(job, 2)
+    failure = ray_gang.calls.result(1, ray_gang.seated[1].actor.__ray_call__.remote(load))
+    assert (failure.rank, failure.kind) == (1, "peer"), "its own process is well"
+    assert failure.message.startswith("OwnerDiedError")
+
+
+def test_why_a_process_could_not_begin_is_known(ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    class Broken(WorkerProcess):
+        def __init__(self, *args: Any) -> None:
+            raise RuntimeError("the driver is too old")
+
+    ray_gang.start(job, 3)
+    crew = ray_gang.crew
+    spare = crew.take(60.0)
+    assert spare is not None
+    monkeypatch.setattr(cluster.crew, "WorkerProcess", Broken)
+    monkeypatch.setattr(cluster.crew, "MAX_LOST", crew.lost)
+    crew.dismiss(spare, replace=True)
+    assert crew.take(60.0) is None, "nor is another one begun, beyond so many"
+    assert crew.why == ": RuntimeError: the driver is too old"
+    monkeypatch.undo()
+    crew.hire(spare.bundle)
 
 
 def test_a_range_begins_with_those_that_are_there(

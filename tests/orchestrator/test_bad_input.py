@@ -56,6 +56,7 @@ USAGE = [
     (["--cpus", "0"], ["--cpus 0 is not possible", "1 or more"]),
     (["--local", "--cpus", "2"], ["--local is one worker in this process, but 2"]),
     (["--gpus", "1", "--cpus", "1"], ["--gpus 1 and --cpus 1 exclude each other"]),
+    (["--cache", "/proc/stores"], ["--cache /proc/stores is not possible: .*No such file"]),
     (["--address", "somewhere", "--cpus", "2"], ["--address somewhere is not possible", "HOST:PORT"]),
     (["--name", "a/b"], ["--name a/b is not possible", "letters, digits"]),
     (["--config", "/no/such.toml"], ["--config /no/such.toml can't be read: No such file"]),

@@ -145,5 +145,16 @@ def test_joining_a_cluster_without_a_token_says_what_is_exposed(
     assert "RAY_AUTH_TOKEN" in warning
 
 
+def test_a_token_that_is_asked_for_and_missing_is_one_sentence(
+    open_head: str, user_environment: dict[str, str]
+) -> None:
+    line = [sys.executable, "-c", JOIN, open_head]
+    env = user_environment | {"HOME": "/nowhere", "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith(f"learner.errors.UserError: no Ray cluster could be joined at {open_head}: Token auth")
+    assert told.endswith("is its token here (RAY_AUTH_TOKEN)?")
+
+
 def test_a_cluster_that_asks_for_a_token_is_not_warned_of(ray_gang: Any) -> None:
     assert not lets_strangers_in(ray_gang.ray.get_runtime_context().gcs_address)
