@@ -219,6 +219,27 @@ def test_one_that_is_broken_never_crowds_out_a_sound_one(tmp_path) -> None:
     assert os.listdir(tmp_path) == ["step_10"]
 
 
+def test_all_is_forced_to_the_disk_before_it_bears_its_name_and_so_is_the_name(tmp_path, monkeypatch) -> None:
+    "What a power cut would leave can't be tried; what was asked of the disk before can."
+    asked, fsync, rename = list[tuple[str, int]](), os.fsync, os.rename
+
+    def note_sync(number: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{number}")
+        asked.append((os.path.basename(path), os.stat(path).st_size if os.path.isfile(path) else 0))
+        fsync(number)
+
+    def note_rename(*args: str) -> None:
+        asked.append(("renamed", 0))
+        rename(*args)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    folder = Checkpoints(tmp_path / "all").save(3, TENSORS, {})
+    sizes = {name: (folder / name).stat().st_size for name in ("state.safetensors", "meta.json")}
+    aside = (f".step_3.{os.getpid()}", 0)
+    assert asked == [*sizes.items(), aside, ("renamed", 0), ("all", 0)]
+
+
 def test_meta_is_json_that_anyone_can_read(tmp_path) -> None:
     folder = Checkpoints(tmp_path).save(3, TENSORS, {"epoch": 1})
     assert json.loads((folder / "meta.json").read_text())["epoch"] == 1

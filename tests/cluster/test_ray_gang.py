@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,6 +170,22 @@ def test_how_long_a_step_may_last_is_learnt_from_those_of_late(
     assert limit() == least > cluster.calls.STOPPING
     monkeypatch.setattr(ray_gang.crew, "stop", lambda: True)
     assert limit() == cluster.calls.STOPPING
+
+
+@pytest.mark.parametrize(("taken_back", "kind"), [(True, "preempted"), (False, "died")])
+def test_a_machine_that_is_taken_back_is_a_fault_of_its_own_kind(
+    ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch, taken_back: bool, kind: str
+) -> None:
+    "As Ray says of one that a cloud gives notice of: no such is to be had here."
+    ray_gang.start(job, 2)
+    errors = ray_gang.ray.exceptions
+
+    def gone(ref: object) -> None:
+        raise errors.RayActorError(error_msg="The node was drained.", preempted=taken_back)
+
+    monkeypatch.setattr(ray_gang.calls, "ray", SimpleNamespace(exceptions=errors, get=gone))
+    failure = ray_gang.calls.result(1, None)
+    assert (failure.rank, failure.kind) == (1, kind)
 
 
 def test_a_job_that_no_worker_can_begin(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:
