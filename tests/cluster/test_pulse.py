@@ -1,10 +1,13 @@
-"The driver's view of pulses, by a clock of the test's."
+"The driver's view of pulses, by a clock of the test's; and a worker whose driver is gone."
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 
 from cluster.meeting import Store
 from cluster.pulse import HELD_UP, PERIOD, Watch
+from tests.leftovers import wait_until_gone
 
 
 def watched() -> tuple[Watch, Callable[[float], None], Callable[[int], None]]:
@@ -44,3 +47,24 @@ def test_while_the_driver_was_held_up_nobody_was_silent() -> None:
     assert life.silent == life.still == 0.0
     wait(PERIOD)
     assert round(watch.look("a").silent, 6) == PERIOD
+
+
+WORKER = """
+import sys, threading
+from cluster.meeting import Meeting
+from cluster.pulse import Sign, start_pulse
+
+start_pulse(Meeting("127.0.0.1", int(sys.argv[1])), "a", Sign)
+threading.Event().wait()
+"""
+
+
+def test_a_worker_whose_driver_is_gone_ends_within_ten_seconds() -> None:
+    "By itself: who joined another's Ray cluster has no watchdog there, and Ray may take its time."
+    driver = [Store("127.0.0.1")]
+    command = [sys.executable, "-c", WORKER, f"{driver[0].meeting.port}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as worker:
+        assert wait_until_gone(lambda: not driver[0].read("pulse/a"), 60) is False
+        driver.clear()
+        assert worker.wait(10) == 1
+        assert worker.stderr is not None and "the driver's store is gone" in worker.stderr.read()

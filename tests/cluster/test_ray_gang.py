@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +186,18 @@ def test_a_machine_that_is_taken_back_is_a_fault_of_its_own_kind(
     monkeypatch.setattr(ray_gang.calls, "ray", SimpleNamespace(exceptions=errors, get=gone))
     failure = ray_gang.calls.result(1, None)
     assert (failure.rank, failure.kind) == (1, kind)
+
+
+def test_whoever_is_on_another_machine_is_given_up_sooner(
+    ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_gang.start(job, 3)
+    known, told = ray_gang.calls, list[Sequence[int]]()
+    monkeypatch.setattr(cluster.calls, "hung", lambda lives, limit, deserted, away: told.append(away) or {})
+    monkeypatch.setattr(ray_gang.seated[1], "place", replace(ray_gang.places[1], node="10.0.0.9"))
+    known.watch.expect(member.name for member in ray_gang.seated)
+    known._end_hung(range(3), True, ray_gang.tolerance.hang_after)
+    assert told == [[1]]
 
 
 def test_a_job_that_no_worker_can_begin(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:
