@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 from shutil import which
 
@@ -17,6 +18,7 @@ NAMES = (
     "chaos", "decoding", "driver", "epoch", "optimizer", "parameter", "scaling", "startup", "step", "store",
 )  # fmt: skip
 NAMED = ("accuracy", "gpu", "imagenette", "shapes")  # not about speed, an hour long, or for a GPU: only when named
+PACKAGES = ("torch", "numpy", "pillow", "simplejpeg", "ray", "lightning", "accelerate")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = (
     "# Results\n\nWritten by `python -m benchmarks [NAME ...]`; each section says on what and when it was measured.\n"
@@ -38,10 +40,12 @@ def machine() -> str:
     "One line about what runs here, and where."
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    installed = {found.name.lower(): found.version for found in distributions()}
+    versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
     cpu = model[0].split(":")[1].strip() if model else platform.processor()
     return (
         f"{time.strftime('%Y-%m-%d')}, {commit()}: {os.cpu_count()} cores ({cpu}), {device}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
+        f"Python {platform.python_version()}, {versions}"
     )
 
 
