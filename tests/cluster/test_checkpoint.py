@@ -40,6 +40,13 @@ def test_the_newest_are_kept_and_one_can_be_replaced(tmp_path) -> None:
     assert checkpoints.load(100).meta["epoch"] == -1 and checkpoints.steps() == [10, 100]
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, best, kept in [(1, 1, [1]), (2, 1, [1, 2]), (3, 1, [1, 3]), (4, 4, [4]), (5, 4, [4, 5]), (5, 4, [4, 5])]:
+        checkpoints.save(step, TENSORS, {}, best)
+        assert checkpoints.steps() == kept and len(os.listdir(tmp_path)) == len(kept)
+
+
 @given(part=st.sampled_from(["state.safetensors", "meta.json"]), place=st.floats(0, 1, exclude_max=True),
        flip=st.integers(1, 255))  # fmt: skip
 def test_any_flipped_bit_is_seen_and_the_one_before_is_used(tmp_path_factory, part, place, flip) -> None:

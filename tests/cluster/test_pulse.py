@@ -66,5 +66,8 @@ def test_a_worker_whose_driver_is_gone_ends_within_ten_seconds() -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as worker:
         assert wait_until_gone(lambda: not driver[0].read("pulse/a"), 60) is False
         driver.clear()
-        assert worker.wait(10) == 1
+        try:
+            assert worker.wait(10) == 1
+        finally:
+            worker.kill()
         assert worker.stderr is not None and "the driver's store is gone" in worker.stderr.read()

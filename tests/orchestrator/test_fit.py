@@ -138,6 +138,11 @@ def test_the_best_epoch_is_saved_and_patience_ends_the_run(full, course, tmp_pat
     assert saved_epoch(tmp_path / "runs" / "run" / "version_0") == 2
 
 
+def test_the_checkpoint_of_the_best_epoch_is_kept_beside_the_newest(course, tmp_path) -> None:
+    assert course(0, "--keep", 1).code == 0
+    assert Checkpoints(tmp_path / "runs" / "run" / "version_0" / "checkpoints").steps() == [14, 28]
+
+
 def test_a_disk_that_never_has_room_for_the_model(course, tmp_path) -> None:
     "The command fails in one sentence, but behind the last checkpoint; resumed, it saves what there still is."
     ended = course(100)
