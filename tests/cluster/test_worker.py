@@ -56,6 +56,14 @@ def test_validation_changes_nothing(worker: Make, job: Job) -> None:
     assert one.fingerprint() == before
 
 
+def test_checksums_come_in_the_models_order_so_that_the_first_of_those_that_differ_says_most(
+    worker: Make, job: Job
+) -> None:
+    one = worker(replace(job, arch="resnet18"))
+    names = [name.removeprefix("0/") for name in one.checksums() if name.startswith("0/")]
+    assert names == list(one.learner.model.state_dict()) != sorted(names)
+
+
 def test_a_step_is_a_function_of_the_state_and_its_number(worker: Make, job: Job) -> None:
     mine = replace(job, augment="crop", presize=27)
     through, jumping = worker(mine), worker(mine)

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +12,9 @@ from cluster.faults import Tolerance
 from cluster.messages import Job
 from learner.data.files import Split, open_split
 from learner.errors import UsageError, UserError
-from orchestrator.build import make_store, tolerance
+from orchestrator.build import make_gang, make_store, tolerance
 from orchestrator.config import Config
+from orchestrator.devices import Devices
 
 
 @pytest.fixture
@@ -56,6 +58,21 @@ def test_what_a_user_puts_up_with_is_what_the_gang_does() -> None:
     asked = Tolerance(max_restarts=3, min_workers=2, spares=4, wait=7.5, hang_after=9.0)
     assert tolerance(config) == asked
     assert tolerance(config, at_least=5) == replace(asked, min_workers=5), "as --gpus 5:8 says"
+
+
+class Exposed:
+    "A gang on a cluster that lets strangers in."
+
+    cluster, world_size = SimpleNamespace(warnings=["the Ray cluster at host:1 asks for no token"]), 2
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+
+def test_a_user_is_told_what_a_joined_cluster_exposes(job: Job, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("cluster.ray_gang.RayGang", Exposed)
+    make_gang(job, Devices(2, 0.0, "gloo"), Config(address="host:1", cpus=2), tmp_path)
+    assert capsys.readouterr().out == "warning: the Ray cluster at host:1 asks for no token\n"
 
 
 def test_no_folder_is_no_cache(split) -> None:
