@@ -49,12 +49,12 @@ def machine() -> str:
     )
 
 
-def write_section(name: str, text: str) -> None:
-    "Replace the section of that name, or add it."
+def write_section(name: str, text: str, seconds: float) -> None:
+    "Replace the section of that name, or add it; measuring took so many `seconds`."
     old = RESULTS.read_text() if RESULTS.exists() else HEAD
     head, *sections = old.split("\n## ")
     kept = {section.split("\n")[0]: section for section in sections}
-    kept[name] = f"{name}\n\n{text.strip()}\n\n{machine()}.\n"
+    kept[name] = f"{name}\n\n{text.strip()}\n\n{machine()}; in {seconds:.0f} s.\n"
     RESULTS.write_text("\n## ".join([head.rstrip() + "\n", *(kept[key].rstrip() + "\n" for key in sorted(kept))]))
 
 
@@ -63,7 +63,9 @@ def main(names: list[str]) -> None:
     if unknown := set(names) - {*NAMES, *NAMED}:
         sys.exit(f"error: no benchmark is called {min(unknown)}; there are {', '.join(NAMES + NAMED)}")
     if len(names) == 1:
-        write_section(names[0], importlib.import_module(f"benchmarks.{names[0]}").run())
+        started = time.perf_counter()
+        text = importlib.import_module(f"benchmarks.{names[0]}").run()
+        write_section(names[0], text, time.perf_counter() - started)
         return
     failed = []
     for name in names or NAMES:
