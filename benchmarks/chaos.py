@@ -291,7 +291,7 @@ def run() -> str:
     return f"""\
 `simple_cnn` at {SIZE} px, global batch {BATCH}, SGD with momentum, {RANKS} CPU workers of one thread each,
 {STEPS} steps an epoch; rank 1 gets the signal from outside, in the middle of an epoch. Seconds; medians (range) of
-{FAULTS} faults. Ours, phase by phase: until the driver hears of the first failure (the aim for deaths is under {SEEN:g});
+{FAULTS} faults. Ours, phase by phase: until the driver hears of the first failure (deaths: under {SEEN:g});
 until all others have left the collective and the last completed step is agreed on; until another process has the seat;
 until the new group is formed and has the state; until a new step is reported.
 
