@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +48,36 @@ def test_threads_do_not_oversubscribe(ray_gang: RayGang, job: Job, world_size: i
         return torch.get_num_threads()
 
     assert in_workers(ray_gang, threads) == [max(1, usable_cores() // world_size)] * world_size
+
+
+def test_workers_keep_the_memory_that_they_free(ray_gang: RayGang, job: Job) -> None:
+    "Or a step would take thousands of pages anew: see learner/memory.py."
+    ray_gang.start(job, 2)
+
+    def taken_anew(_: Any) -> int:
+        import resource
+
+        def use() -> int:
+            for size in (2**22, 2**26):
+                del [b"x" * size][0]
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+        before = use()
+        return use() - before
+
+    assert max(in_workers(ray_gang, taken_anew)) < 1000
+
+
+def test_the_next_chunk_is_under_way_while_the_driver_reads_of_one(ray_gang: RayGang, job: Job) -> None:
+    ray_gang.start(job, 2)
+    asked = list[Chunk]()
+
+    def chunks() -> Iterator[Chunk]:
+        for number in range(4):
+            asked.append(Chunk(True, 0, number, number, ({"lr": 0.1},)))
+            yield asked[-1]
+
+    assert [len(asked) for _ in ray_gang.stream(chunks())] == [2, 3, 4, 4]
 
 
 def test_what_workers_print_goes_to_their_logs(ray_gang: RayGang, job: Job) -> None:
