@@ -206,9 +206,9 @@ def rounds(root: Path, contestants: dict[str, Callable[[], Seconds]]) -> dict[st
     return runs
 
 
-def middle(runs: list[Seconds]) -> tuple[float, float]:
-    "Median seconds of the first epoch and of the later ones."
-    return median(run[0] for run in runs), median(seconds for run in runs for seconds in run[1:])
+def first_and_later(runs: list[Seconds]) -> tuple[Seconds, Seconds]:
+    "Seconds of all first epochs, and of all later ones."
+    return [run[0] for run in runs], [seconds for run in runs for seconds in run[1:]]
 
 
 def peers(root: Path) -> tuple[dict[str, Callable[[], Seconds]], list[str]]:
@@ -220,10 +220,12 @@ def peers(root: Path) -> tuple[dict[str, Callable[[], Seconds]], list[str]]:
 
 def peer_rows(runs: dict[str, list[Seconds]]) -> list[str]:
     "Everyone's seconds, and those over ours."
-    own, rows = middle(runs["ours"]), []
+    own, rows = [median(each) for each in first_and_later(runs["ours"])], []
     for name, theirs in runs.items():
-        first, later = middle(theirs)
-        rows.append(f"| {name} | {first:.2f} | {later:.2f} | {first / own[0]:.2f} | {later / own[1]:.2f} |")
+        both = first_and_later(theirs)
+        seconds = [f"{median(each):.2f} ({min(each):.2f} to {max(each):.2f})" for each in both]
+        over_ours = [f"{median(each) / ours:.2f}" for each, ours in zip(both, own)]
+        rows.append(f"| {' | '.join([name, *seconds, *over_ours])} |")
     return rows
 
 
@@ -249,7 +251,7 @@ def run() -> str:
 set, {EPOCHS} epochs a run, {ROUNDS} runs of each in turn; seconds of training, start-up and validation left out.
 Ours decodes by {decoder_version()}.
 
-64 px, without augmentation, medians:
+64 px, without augmentation, medians (range):
 
 | | first epoch, s | later epochs, s | first, over ours | later, over ours |
 | --- | --- | --- | --- | --- |

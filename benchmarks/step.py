@@ -20,7 +20,7 @@ from cluster.reducer import GradientSum
 from learner.models import build
 from learner.optim import SGD
 
-CASES = (("simple_cnn", 16, 4, 10, 320), ("resnet18", 64, 4, 2, 40))  # model, size, images a rank, steps, rounds
+CASES = (("simple_cnn", 16, 4, 10, 320), ("resnet18", 64, 4, 2, 60))  # model, size, images a rank, steps, rounds
 Step = Callable[[], None]
 DDP = "DistributedDataParallel"
 

@@ -51,13 +51,15 @@ class Checkpoint:
 
 
 class Checkpoints:
-    "The checkpoints in one folder, of which the newest `keep` are kept."
+    "The checkpoints in one folder, of which the newest `keep` are kept, and that of the best step."
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
+    def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], best: int = 0) -> Path:
         """Write the checkpoint of `step`, then remove one of that step that was there, and those that are too many.
+
+        That of the step `best` is not among these.
 
         Raises OSError where the disk refuses; what was there before is still there then.
         """
@@ -79,7 +81,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        self._prune(step)
+        self._prune(step, best)
         return final
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
@@ -107,13 +109,13 @@ class Checkpoints:
         found = (NAME.fullmatch(name) for name in names)
         return sorted(Entry(int(name[1]), int(name[2] or 0), self.folder / name[0]) for name in found if name)
 
-    def _prune(self, step: int) -> None:
-        """Of the steps up to the one just written keep the newest `keep`, as they were written last.
+    def _prune(self, step: int, best: int) -> None:
+        """Of the steps up to the one just written keep the newest `keep` and the best, as they were written last.
 
         Later ones are passed over as broken, or are gone by the time that the run gets there again: not to be counted.
         """
         newest = {entry.step: entry.folder for entry in self._entries() if entry.step <= step}
-        kept = list(newest.values())[-self.keep :]
+        kept = [*list(newest.values())[-self.keep :], newest.get(best)]
         for entry in self._entries():
             if entry.step <= step and entry.folder not in kept:
                 shutil.rmtree(entry.folder, ignore_errors=True)

@@ -141,7 +141,7 @@ class RayGang:
             self.seated.append(member)
             if failures := self._regroup():
                 self._repair(failures, [rank for rank, one in enumerate(self.seated) if one in self.newest])
-            self.notice(f"a worker has come back: {self.world_size} of {self.wanted} go on")
+            self.notice(f"a worker has joined: {self.world_size} of {self.wanted} go on")
 
     def heed(self, stop: Callable[[], bool]) -> None:
         "See Gang."

@@ -55,13 +55,13 @@ class Replica:
         self.reducer.reset()
 
     def checksums(self) -> dict[str, str]:
-        "Of each tensor that training changes, by the names that `snapshot` gives them."
-        named = ((f"{n}/{name}", t) for n, state in enumerate(self.states()) for name, t in sorted(state.items()))
+        "Of each tensor that training changes, by the names that `snapshot` gives them; the model's in its order."
+        named = ((f"{n}/{name}", t) for n, state in enumerate(self.states()) for name, t in state.items())
         return {name: f"{zlib.crc32(tensor.cpu().numpy().tobytes()):08x}" for name, tensor in named}
 
     def fingerprint(self) -> str:
         "A checksum of all bits that training changes: equal on all ranks, or something is wrong."
-        return f"{zlib.crc32(str(self.checksums()).encode()):08x}"
+        return f"{zlib.crc32(str(sorted(self.checksums().items())).encode()):08x}"
 
     def state(self) -> dict[str, np.ndarray]:
         "A copy by name of the model's tensors, averaged ones where there are."

@@ -40,6 +40,11 @@ class Standing:
         tally = self.place.tally.as_json() if self.place.tally else None
         return {"epoch": self.place.epoch, "batch": self.place.batch, "tally": tally, "rows": self.rows, "lr": self.lr}
 
+    @property
+    def best_epochs(self) -> int:
+        "After how many epochs the accuracy was the highest so far; 0 where none is done."
+        return max(self.rows, key=lambda row: row["accuracy"])["epoch"] + 1 if self.rows else 0
+
     @classmethod
     def of_json(cls, meta: Mapping[str, Any]) -> Standing:
         "What `as_json` wrote; ValueError, TypeError, KeyError, OverflowError or AttributeError where it did not."
@@ -65,10 +70,13 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._last: Future[bool] | None = None
 
-    def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        "Begin to write the checkpoint of `step`, once the one before is written; the arrays are not to change."
+    def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], best: int = 0) -> None:
+        """Begin to write the checkpoint of `step`, once the one before is written; the arrays are not to change.
+
+        That of the step `best` is kept.
+        """
         self.finish()
-        self._last = self._thread.submit(self._write, step, tensors, meta)
+        self._last = self._thread.submit(self._write, step, tensors, meta, best)
 
     def finish(self) -> bool:
         "Wait until all is written; whether the last checkpoint was."
@@ -78,12 +86,12 @@ class Saver:
         "Write what is left to write."
         self._thread.shutdown()
 
-    def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
+    def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], best: int) -> bool:
         if name := spoiled(tensors):
             self.warn(f"warning: no checkpoint of step {step} is written: {name} is not finite; older ones are kept")
             return False
         try:
-            self.checkpoints.save(step, tensors, meta)
+            self.checkpoints.save(step, tensors, meta, best)
             return True
         except OSError as error:
             self.warn(f"warning: no checkpoint of step {step} could be written: {error}")

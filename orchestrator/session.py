@@ -61,7 +61,8 @@ class Session:
     def save_checkpoint(self, standing: Standing, tensors: Mapping[str, np.ndarray] | None = None) -> None:
         "Begin to write all that is needed to go on from there: these tensors, or else what the workers hold."
         step = standing.place.epoch * self.plan.train_batches + standing.place.batch
-        self.saver.save(step, tensors or self.gang.call_first("snapshot"), standing.as_json())
+        best = standing.best_epochs * self.plan.train_batches
+        self.saver.save(step, tensors or self.gang.call_first("snapshot"), standing.as_json(), best)
 
     def show_samples(self) -> None:
         "Put training images into TensorBoard as the model sees them, once training is under way."

@@ -1,16 +1,20 @@
 "Faults that the driver notices, or makes up for: the real one, on the shared workers."
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import orchestrator.lr_finder
 import orchestrator.session
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
+from learner.lr_range import RangeTest
 from orchestrator.driver import Plan as Clock
 from orchestrator.driver import Replicas, train
+from orchestrator.lr_finder import range_test
 from orchestrator.run_folder import RunFolder
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
@@ -43,6 +47,19 @@ def test_a_worker_that_crawls_is_named_and_kept(
     said = capsys.readouterr().out
     assert re.findall(r"^rank (\d) is slow: it works \d+ times as long", said, re.MULTILINE) == ["1"]
     assert gang.places == before and "fault" not in said
+
+
+def test_a_death_in_the_lr_finder_leaves_no_trace_either(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator.lr_finder, "RangeTest", partial(RangeTest, n_steps=20))
+    found = []
+    for faults in ([], [Fault(1, 8, "backward", "SIGKILL")]):
+        gang.start(chaos_job, 3)
+        fault_plan.write(faults)
+        found.append((range_test(CLOCK, gang).losses, gang.call("fingerprint")))
+        assert fault_plan.fired() == len(faults)
+    assert found[0] == found[1]
 
 
 def test_replicas_that_really_differ_stop_the_run(gang: RayGang, chaos_job: Job, tmp_path: Path) -> None:

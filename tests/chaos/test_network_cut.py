@@ -6,6 +6,7 @@ Nothing there dies or closes a connection; it only falls silent. Needs root, `ip
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.faults import ABSENCE
 from cluster.messages import Job
 
 pytestmark = pytest.mark.slow
@@ -170,6 +172,8 @@ def test_a_machine_that_is_cut_off(
         assert out.startswith("{"), err
         seen = json.loads(out)
         print(seen["said"], seen["hit"]["waited"])
+        (silence,) = re.findall(r"no sign of life for ([0-9.]+) s", "".join(seen["said"]))
+        assert float(silence) < ABSENCE + 1, "by then it is noticed"
         assert seen["hit"]["steps"] == list(range(21)), "none is repeated"
         assert [rank for rank, _ in seen["failures"]] == [2]
         assert seen["hosts"] == (["near", "near", "new"] if quick else ["near", "near"])

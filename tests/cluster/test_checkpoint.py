@@ -40,6 +40,13 @@ def test_the_newest_are_kept_and_one_can_be_replaced(tmp_path) -> None:
     assert checkpoints.load(100).meta["epoch"] == -1 and checkpoints.steps() == [10, 100]
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, best, kept in [(1, 1, [1]), (2, 1, [1, 2]), (3, 1, [1, 3]), (4, 4, [4]), (5, 4, [4, 5]), (5, 4, [4, 5])]:
+        checkpoints.save(step, TENSORS, {}, best)
+        assert checkpoints.steps() == kept and len(os.listdir(tmp_path)) == len(kept)
+
+
 @given(part=st.sampled_from(["state.safetensors", "meta.json"]), place=st.floats(0, 1, exclude_max=True),
        flip=st.integers(1, 255))  # fmt: skip
 def test_any_flipped_bit_is_seen_and_the_one_before_is_used(tmp_path_factory, part, place, flip) -> None:
@@ -217,6 +224,27 @@ def test_one_that_is_broken_never_crowds_out_a_sound_one(tmp_path) -> None:
         found, _ = checkpoints.newest()
         assert found is not None and found.step == step
     assert os.listdir(tmp_path) == ["step_10"]
+
+
+def test_all_is_forced_to_the_disk_before_it_bears_its_name_and_so_is_the_name(tmp_path, monkeypatch) -> None:
+    "What a power cut would leave can't be tried; what was asked of the disk before can."
+    asked, fsync, rename = list[tuple[str, int]](), os.fsync, os.rename
+
+    def note_sync(number: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{number}")
+        asked.append((os.path.basename(path), os.stat(path).st_size if os.path.isfile(path) else 0))
+        fsync(number)
+
+    def note_rename(*args: str) -> None:
+        asked.append(("renamed", 0))
+        rename(*args)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    folder = Checkpoints(tmp_path / "all").save(3, TENSORS, {})
+    sizes = {name: (folder / name).stat().st_size for name in ("state.safetensors", "meta.json")}
+    aside = (f".step_3.{os.getpid()}", 0)
+    assert asked == [*sizes.items(), aside, ("renamed", 0), ("all", 0)]
 
 
 def test_meta_is_json_that_anyone_can_read(tmp_path) -> None:

@@ -1,6 +1,8 @@
-"The driver's view of pulses, by a clock of the test's."
+"The driver's view of pulses, by a clock of the test's; and a worker whose driver is gone."
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from cluster import worker_process
 from cluster.meeting import Meeting, Store
 from cluster.pulse import HELD_UP, PERIOD, Watch
+from tests.leftovers import wait_until_gone
 
 
 def watched() -> tuple[Watch, Callable[[float], None], Callable[[int], None]]:
@@ -57,3 +60,27 @@ def test_a_gpu_is_made_ready_before_anybody_watches(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(worker_process, "start_pulse", lambda *_: done.append("pulse"))
     worker_process.WorkerProcess("0", Meeting("127.0.0.1", 1), "nccl", True, "/nowhere")
     assert done == [torch.device("cuda", 0), "pulse"]
+
+
+WORKER = """
+import sys, threading
+from cluster.meeting import Meeting
+from cluster.pulse import Sign, start_pulse
+
+start_pulse(Meeting("127.0.0.1", int(sys.argv[1])), "a", Sign, lambda store: None)
+threading.Event().wait()
+"""
+
+
+def test_a_worker_whose_driver_is_gone_ends_within_ten_seconds() -> None:
+    "By itself: who joined another's Ray cluster has no watchdog there, and Ray may take its time."
+    driver = [Store("127.0.0.1")]
+    command = [sys.executable, "-c", WORKER, f"{driver[0].meeting.port}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as worker:
+        assert wait_until_gone(lambda: not driver[0].read("pulse/a"), 60) is False
+        driver.clear()
+        try:
+            assert worker.wait(10) == 1
+        finally:
+            worker.kill()
+        assert worker.stderr is not None and "the driver's store is gone" in worker.stderr.read()

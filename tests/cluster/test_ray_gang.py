@@ -3,9 +3,10 @@
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,36 @@ def test_threads_do_not_oversubscribe(ray_gang: RayGang, job: Job, world_size: i
         return torch.get_num_threads()
 
     assert in_workers(ray_gang, threads) == [max(1, usable_cores() // world_size)] * world_size
+
+
+def test_workers_keep_the_memory_that_they_free(ray_gang: RayGang, job: Job) -> None:
+    "Or a step would take thousands of pages anew: see learner/memory.py."
+    ray_gang.start(job, 2)
+
+    def taken_anew(_: Any) -> int:
+        import resource
+
+        def use() -> int:
+            for size in (2**22, 2**26):
+                del [b"x" * size][0]
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+        before = use()
+        return use() - before
+
+    assert max(in_workers(ray_gang, taken_anew)) < 1000
+
+
+def test_the_next_chunk_is_under_way_while_the_driver_reads_of_one(ray_gang: RayGang, job: Job) -> None:
+    ray_gang.start(job, 2)
+    asked = list[Chunk]()
+
+    def chunks() -> Iterator[Chunk]:
+        for number in range(4):
+            asked.append(Chunk(True, 0, number, number, ({"lr": 0.1},)))
+            yield asked[-1]
+
+    assert [len(asked) for _ in ray_gang.stream(chunks())] == [2, 3, 4, 4]
 
 
 def test_what_workers_print_goes_to_their_logs(ray_gang: RayGang, job: Job) -> None:
@@ -204,6 +235,34 @@ def test_how_long_a_step_may_last_is_learnt_from_those_of_late(
     assert limit() == least > cluster.calls.STOPPING
     monkeypatch.setattr(ray_gang.crew, "stop", lambda: True)
     assert limit() == cluster.calls.STOPPING
+
+
+@pytest.mark.parametrize(("taken_back", "kind"), [(True, "preempted"), (False, "died")])
+def test_a_machine_that_is_taken_back_is_a_fault_of_its_own_kind(
+    ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch, taken_back: bool, kind: str
+) -> None:
+    "As Ray says of one that a cloud gives notice of: no such is to be had here."
+    ray_gang.start(job, 2)
+    errors = ray_gang.ray.exceptions
+
+    def gone(ref: object) -> None:
+        raise errors.RayActorError(error_msg="The node was drained.", preempted=taken_back)
+
+    monkeypatch.setattr(ray_gang.calls, "ray", SimpleNamespace(exceptions=errors, get=gone))
+    failure = ray_gang.calls.result(1, None)
+    assert (failure.rank, failure.kind) == (1, kind)
+
+
+def test_whoever_is_on_another_machine_is_given_up_sooner(
+    ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_gang.start(job, 3)
+    known, told = ray_gang.calls, list[Sequence[int]]()
+    monkeypatch.setattr(cluster.calls, "hung", lambda lives, limit, deserted, away: told.append(away) or {})
+    monkeypatch.setattr(ray_gang.seated[1], "place", replace(ray_gang.places[1], node="10.0.0.9"))
+    known.watch.expect(member.name for member in ray_gang.seated)
+    known._end_hung(range(3), True, ray_gang.tolerance.hang_after)
+    assert told == [[1]]
 
 
 def test_a_job_that_no_worker_can_begin(ray_gang: RayGang, drive: Callable[..., Any], job: Job) -> None:

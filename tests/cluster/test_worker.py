@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.comms import Solo
 from cluster.messages import Chunk, Job
@@ -52,6 +54,14 @@ def test_validation_changes_nothing(worker: Make, job: Job) -> None:
     report = one.run(Chunk(False, 0, 0, 7, ({},) * 4))
     assert sum(report.counts) == len(job.valid)
     assert one.fingerprint() == before
+
+
+def test_checksums_come_in_the_models_order_so_that_the_first_of_those_that_differ_says_most(
+    worker: Make, job: Job
+) -> None:
+    one = worker(replace(job, arch="resnet18"))
+    names = [name.removeprefix("0/") for name in one.checksums() if name.startswith("0/")]
+    assert names == list(one.learner.model.state_dict()) != sorted(names)
 
 
 def test_a_step_is_a_function_of_the_state_and_its_number(worker: Make, job: Job) -> None:
@@ -162,6 +172,30 @@ def test_each_sample_is_dealt_to_one_part_by_its_row(parts: int) -> None:
         assert (part.rows % parts == number).all()
         assert part.inputs.flatten().tolist() == part.rows.tolist()
         assert torch.equal(part.targets, 10 * part.rows)
+
+
+class Reads(TorchDispatchMode):
+    "Counts how often Python asks for a number that was computed: a GPU would have to be waited for. Rows are on CPUs."
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default and args[0].is_floating_point()
+        return func(*args, **(kwargs or {}))
+
+
+BUSY = {"arch": "simple_cnn_bn", "augment": "crop", "presize": 27, "ema": 0.9, "clip": 1.0, "label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize("options", [BUSY, {"precision": "bf16", "accumulate": 2, "augment": "full", "presize": 30}])
+def test_nobody_asks_for_a_number_within_a_chunk(worker: Make, job: Job, options: dict[str, Any]) -> None:
+    "Losses stay on the device until the report. What looks for NaN in each step is for CPUs, where nobody waits."
+    one = worker(replace(job, momentum=0.9, **options))
+    one.learner.opt.looks.remove(one.guard.look)
+    with Reads() as reads:
+        one.run(Chunk(True, 0, 0, 0, (LR,) * 7))
+        one.run(Chunk(False, 0, 0, 7, ({},) * 4))
+    assert reads.count == 0
 
 
 def test_a_chunk_that_came_to_no_end_leaves_nothing_in_the_next_report(worker: Make, job: Job, monkeypatch) -> None:

@@ -125,13 +125,16 @@ def test_an_unreadable_file_is_reported_every_time_and_never_stored(labelled, tm
     assert dataset.store.filled == 0
 
 
-def test_the_name_changes_with_all_that_pixels_depend_on(labelled) -> None:
+def test_the_name_changes_with_all_that_pixels_depend_on(labelled, monkeypatch) -> None:
     names = [
         store_name(labelled.files, SIZE),
         store_name(labelled.files, SIZE + 1),
         store_name(labelled.files[1:], SIZE),
     ]
     names.append(store_name(labelled.files[::-1], SIZE))
+    with monkeypatch.context() as another:
+        another.setattr("learner.data.store.decoder_version", lambda: "Pillow 1.0")
+        names.append(store_name(labelled.files, SIZE))
     os.utime(labelled.files[0], ns=(1, 1))
     names.append(store_name(labelled.files, SIZE))
     Path(labelled.files[0]).write_bytes(b"longer or shorter")

@@ -1,17 +1,20 @@
-"What a configuration comes to before workers start: the store of decoded images."
+"What a configuration comes to before workers start: the store of decoded images, what is put up with."
 
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster import stream
+from cluster.faults import Tolerance
 from cluster.messages import Job
 from learner.data.files import Split, open_split
 from learner.errors import UsageError, UserError
-from orchestrator.build import make_store
+from orchestrator.build import make_gang, make_store, tolerance
 from orchestrator.config import Config
+from orchestrator.devices import Devices
 
 
 @pytest.fixture
@@ -39,6 +42,37 @@ def test_auto_does_without_where_a_store_would_take_more_than_half(split, tmp_pa
     assert make_store(config, split) is None
     assert "images are decoded in every epoch: 0 MiB would take more than half" in capsys.readouterr().out
     assert make_store(replace(config, cache=f"{tmp_path}/named"), split), "what was asked for is tried"
+
+
+def test_a_new_store_has_an_old_one_make_room(split, tmp_path, capsys, monkeypatch) -> None:
+    config = Config(data="shapes", size=32, cache=f"{tmp_path}/stores")
+    old = make_store(config, split)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))
+    new = make_store(replace(config, size=16), split)
+    assert old and new and not Path(old).exists() and Path(new).exists()
+
+
+def test_what_a_user_puts_up_with_is_what_the_gang_does() -> None:
+    config = Config(max_restarts=3, min_workers=2, wait_for_workers=7.5, spares=4, hang_after=9.0)
+    asked = Tolerance(max_restarts=3, min_workers=2, spares=4, wait=7.5, hang_after=9.0)
+    assert tolerance(config) == asked
+    assert tolerance(config, at_least=5) == replace(asked, min_workers=5), "as --gpus 5:8 says"
+
+
+class Exposed:
+    "A gang on a cluster that lets strangers in."
+
+    cluster, world_size = SimpleNamespace(warnings=["the Ray cluster at host:1 asks for no token"]), 2
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+
+def test_a_user_is_told_what_a_joined_cluster_exposes(job: Job, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("cluster.ray_gang.RayGang", Exposed)
+    make_gang(job, Devices(2, 0.0, "gloo"), Config(address="host:1", cpus=2), tmp_path)
+    assert capsys.readouterr().out == "warning: the Ray cluster at host:1 asks for no token\n"
 
 
 def test_no_folder_is_no_cache(split) -> None:

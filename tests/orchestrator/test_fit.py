@@ -1,5 +1,6 @@
 "What is saved where a run ends before its time; the gang and the driver's clock are real, the faults are made up."
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
     saver.close()
     assert saver.checkpoints.steps() == [1]
     assert warnings == ["warning: no checkpoint of step 2 is written: 0/weight is not finite; older ones are kept"]
+
+
+def test_a_checkpoint_is_written_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, disk = Checkpoints.save, threading.Event()
+    monkeypatch.setattr(Checkpoints, "save", lambda *args: disk.wait(10) and write(*args))
+    saver = Saver(Checkpoints(tmp_path), print)
+    saver.save(1, {"0/weight": np.ones(2, np.float32)}, {})
+    assert saver.checkpoints.steps() == [], "nobody waits for the disk"
+    disk.set()
+    assert saver.finish()
+    saver.close()
+    assert saver.checkpoints.steps() == [1]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(0, 4))
@@ -136,6 +149,11 @@ def test_the_best_epoch_is_saved_and_patience_ends_the_run(full, course, tmp_pat
     assert "accuracy 0.5000 on the validation set after 2 epochs" in ended.out
     assert len(history(tmp_path / "runs" / "run" / "version_0")) == 4
     assert saved_epoch(tmp_path / "runs" / "run" / "version_0") == 2
+
+
+def test_the_checkpoint_of_the_best_epoch_is_kept_beside_the_newest(course, tmp_path) -> None:
+    assert course(0, "--keep", 1).code == 0
+    assert Checkpoints(tmp_path / "runs" / "run" / "version_0" / "checkpoints").steps() == [14, 28]
 
 
 def test_a_disk_that_never_has_room_for_the_model(course, tmp_path) -> None:
