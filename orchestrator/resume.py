@@ -23,7 +23,7 @@ from orchestrator.tally import Tally
 CHECKPOINTS = "checkpoints"
 FREE = {  # options that may be others than those that the run was begun with
     "gpus", "cpus", "local", "address", "backend", "runs", "name", "data_dir", "cache", "debug", "resume", "autoresume",
-    "keep", "max_restarts", "min_workers", "wait_for_workers", "spares", "hang_after", "on_nan",
+    "keep", "bad_images", "max_restarts", "min_workers", "wait_for_workers", "spares", "hang_after", "on_nan",
 }  # fmt: skip
 
 

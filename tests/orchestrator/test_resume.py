@@ -372,6 +372,26 @@ def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterr
     assert_same(tmp_path, uninterrupted)
 
 
+def test_what_was_refused_is_no_run_to_go_on_with(data, uninterrupted, tmp_path, capsys) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "file").touch()
+    assert launch(data, tmp_path, "--cache", str(tmp_path / "file" / "store")) == 1, "once its directory is there"
+    assert os.listdir(tmp_path / "run") == ["version_0"]
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_bad_image_may_be_skipped_from_where_it_stopped_a_run(data, tmp_path, monkeypatch, capsys) -> None:
+    "As the error says. The first images, which are looked at before the run begins, are not enough to find it."
+    copy = Path(shutil.copytree(data, tmp_path / "data"))
+    (copy / "valid" / "dark" / "0.png").write_bytes(b"no picture")
+    assert launch(copy, tmp_path) == 1
+    assert "--bad-images skip; all completed steps are saved" in capsys.readouterr().err
+    assert launch(copy, tmp_path, "--resume", "last", "--bad-images", "skip") == 0
+    said = capsys.readouterr().out
+    assert "going on at step 3" in said and "1 unreadable image was skipped" in said
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
