@@ -35,7 +35,16 @@ from orchestrator.driver import Plan
 from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
 from orchestrator.phases import Phases
-from orchestrator.resume import CHECKPOINTS, Saver, Standing, find_run, newest_checkpoint, standing_of
+from orchestrator.resume import (
+    CHECKPOINTS,
+    Saver,
+    Standing,
+    check_data,
+    find_run,
+    found_data,
+    newest_checkpoint,
+    standing_of,
+)
 from orchestrator.run_folder import RunFolder
 from orchestrator.summary import default_name, report_configuration
 from orchestrator.terminal import Terminal
@@ -129,14 +138,16 @@ def prepared(config: Config, again: bool = False) -> Iterator[Prepared]:
     if config.init is not None:
         job, started_from = start_from(config.init, job, split.vocab.classes)
     parent = Path(config.runs).expanduser() / (config.name or default_name(config))
-    run = find_run(config, parent)
+    run, found = find_run(config, parent), found_data(split, plan, root)
+    if run:
+        check_data(run, found)
     checkpoint = newest_checkpoint(run, config.autoresume) if run else None
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
     folder = RunFolder(run) if run else RunFolder.create(parent)
     try:
         folder.claim()
         if not again:
-            report_configuration(config, devices, split, plan, folder, job.channels)
+            report_configuration(config, devices, split, plan, folder, job.channels, found)
         job = dataclasses.replace(job, store=make_store(config, split, job.channels))
         if started_from:
             print(started_from, end="\n\n")

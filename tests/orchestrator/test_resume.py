@@ -406,6 +406,30 @@ def test_what_cannot_be_resumed_is_refused(more, sentence, data, uninterrupted, 
     assert sentence in capsys.readouterr().err
 
 
+def test_other_data_than_before_is_refused_or_said(data, uninterrupted, tmp_path, capsys) -> None:
+    "Also at another place; what the run was begun with is compared, class by class and image by image."
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    copy, settings = tmp_path / "copy", ["--resume", "last", "--data"]
+    shutil.copytree(data, copy)
+    config = tmp_path / "run" / "version_0" / "config.json"
+    config.write_text(config.read_text().replace(f'"data": "{data}"', f'"data": "{copy}"'))
+    assert launch(data, tmp_path, *settings, str(copy)) == 0
+    assert "warning" not in capsys.readouterr().out, "nothing but the place is another"
+
+    (copy / "train" / "dark" / "0.png").unlink()
+    assert launch(data, tmp_path, *settings, str(copy)) == 0
+    assert "warning: images or labels are not those that the run was begun with" in capsys.readouterr().out
+
+    more = Path(shutil.copytree(copy / "train" / "light", copy / "train" / "more"))
+    assert launch(data, tmp_path, *settings, str(copy)) == 2
+    assert "other classes: [] are gone, ['more'] are new; put the data back" in capsys.readouterr().err
+
+    for file in list(more.iterdir()):
+        file.rename(copy / "train" / "dark" / f"more {file.name}")
+    assert launch(data, tmp_path, *settings, str(copy)) == 2
+    assert "was begun with 3 steps an epoch, and the images that there are now make 4" in capsys.readouterr().err
+
+
 def test_autoresume_begins_where_there_is_nothing(data, uninterrupted, tmp_path) -> None:
     assert launch(data, tmp_path, "--autoresume") == 0
     assert_same(tmp_path, uninterrupted)
