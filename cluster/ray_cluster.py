@@ -27,6 +27,10 @@ ANSWER_TIMEOUT = 5.0  # seconds
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings of ours
 STRANGER = "import sys, ray._raylet as ray; ray.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
 LONGEST_SOCKET = "4194304-abcdefgh/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of a run
+NEEDS = (
+    "it needs a few hundred open files (ulimit -n), processes (ulimit -u), and room in memory and on the disk of "
+    "TMPDIR; --local does without Ray"
+)
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -85,8 +89,10 @@ class OwnCluster:
             for started in self.ray._private.worker._global_node.all_processes.values():
                 for server in started:  # Ray's way to end them is a SIGTERM, and to wait a second for each
                     server.process.terminate = server.process.kill
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, Exception):  # Ray raises whatever it comes upon, bare Exception too
+                raise UserError(f"Ray could not be started: {_first_line(error)}; {NEEDS}") from error
             raise
 
     def close(self) -> None:
@@ -107,6 +113,10 @@ def start_watchdog(*folder: str) -> subprocess.Popen[bytes]:
         )  # fmt: skip
     atexit.register(_leave_in_peace, dog)  # of a script that closes nothing
     return dog
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _leave_in_peace(dog: subprocess.Popen[bytes]) -> None:
@@ -138,10 +148,9 @@ class JoinedCluster:
             with keep_signals():
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"no Ray cluster could be joined at {address}: {first}; is it up (ray start --head), and is its token "
-                "here (RAY_AUTH_TOKEN)?"
+                f"no Ray cluster could be joined at {address}: {_first_line(error)}; is it up (ray start --head), and "
+                "is its token here (RAY_AUTH_TOKEN)?"
             ) from error
         self.watchdog = start_watchdog()
         self.host = self.ray.util.get_node_ip_address()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster.checkpoint import Checkpoint, Checkpoints, spoiled
+from learner.data.files import Split
 from learner.errors import UsageError, printable, shown
 from orchestrator.config import Config, flag
 from orchestrator.driver import Place, Plan
@@ -23,7 +24,7 @@ from orchestrator.tally import Tally
 CHECKPOINTS = "checkpoints"
 FREE = {  # options that may be others than those that the run was begun with
     "gpus", "cpus", "local", "address", "backend", "runs", "name", "data_dir", "cache", "debug", "resume", "autoresume",
-    "keep", "max_restarts", "min_workers", "wait_for_workers", "spares", "hang_after", "on_nan",
+    "keep", "bad_images", "max_restarts", "min_workers", "wait_for_workers", "spares", "hang_after", "on_nan",
 }  # fmt: skip
 
 
@@ -146,6 +147,38 @@ def _refuse_changes(config: Config, run: Path) -> None:
         raise UsageError(
             f"{run} was begun with {flag(name)} {shown(before[name])}, not {getattr(config, name)}; "
             "resume it with the same options, or leave --resume out to begin anew"
+        )
+
+
+def found_data(split: Split, plan: Plan, root: Path) -> dict[str, Any]:
+    "What a run has to find again where it goes on: config.json has it."
+    return {"classes": split.vocab.classes, "steps_per_epoch": plan.train_batches, "images": split.digest(root)}
+
+
+def check_data(run: Path, found: Mapping[str, Any]) -> None:
+    """Compare the data that was found with what the run in that directory was begun with, if that is known.
+
+    UsageError where classes or steps would mean others than before; a warning where images came or went: some may have
+    had to, since they could not be read.
+    """
+    before = read_object(run / CONFIG).get("found")
+    if not isinstance(before, dict):
+        return
+    remedy = "put the data back as it was, or leave --resume out to begin anew"
+    classes, now = before.get("classes"), found["classes"]
+    if isinstance(classes, list) and classes != list(now):
+        gone, new = sorted({*map(str, classes)} - {*now}), sorted({*now} - {*map(str, classes)})
+        raise UsageError(f"{run} was begun with other classes: {shown(gone)} are gone, {shown(new)} are new; {remedy}")
+    steps, images = before.get("steps_per_epoch"), before.get("images")
+    if steps != found["steps_per_epoch"]:
+        raise UsageError(
+            f"{run} was begun with {shown(steps)} steps an epoch, and the images that there are now make "
+            f"{found['steps_per_epoch']}; {remedy}"
+        )
+    if images != found["images"]:
+        print(
+            "warning: images or labels are not those that the run was begun with: it goes on with what is there",
+            flush=True,
         )
 
 

@@ -35,7 +35,16 @@ from orchestrator.driver import Plan
 from orchestrator.initial import start_from
 from orchestrator.lr_finder import range_test
 from orchestrator.phases import Phases
-from orchestrator.resume import CHECKPOINTS, Saver, Standing, find_run, newest_checkpoint, standing_of
+from orchestrator.resume import (
+    CHECKPOINTS,
+    Saver,
+    Standing,
+    check_data,
+    find_run,
+    found_data,
+    newest_checkpoint,
+    standing_of,
+)
 from orchestrator.run_folder import RunFolder
 from orchestrator.summary import default_name, report_configuration
 from orchestrator.terminal import Terminal
@@ -114,8 +123,13 @@ class Prepared:
     standing: Standing
 
 
-def prepare(config: Config, again: bool) -> Prepared:
-    "Refuse what can't be, find the data, find or make the run directory, and say what the run is, but not `again`."
+@contextmanager
+def prepared(config: Config, again: bool) -> Iterator[Prepared]:
+    """Refuse what can't be, find the data, find or make the run directory, and say what the run is, but not `again`.
+
+    The directory is ours meanwhile. One that was made for a run of which no worker started is gone afterwards: it would
+    be the newest of its name, and so what `--resume last` goes on with.
+    """
     named(config.arch)
     check_optimizer(config.optimizer)
     devices = visible_devices(config)
@@ -127,54 +141,58 @@ def prepare(config: Config, again: bool) -> Prepared:
     if config.init is not None:
         job, started_from = start_from(config.init, job, split.vocab.classes)
     parent = Path(config.runs).expanduser() / (config.name or default_name(config))
-    run = find_run(config, parent)
+    run, found = find_run(config, parent), found_data(split, plan, root)
+    if run:
+        check_data(run, found)
     checkpoint = newest_checkpoint(run, config.autoresume) if run else None
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
-    job = dataclasses.replace(job, store=make_store(config, split, job.channels))
     folder = RunFolder(run) if run else RunFolder.create(parent)
-    folder.claim()
-    if not again:
-        report_configuration(config, devices, split, plan, folder, job.channels)
-    if started_from:
-        print(started_from, end="\n\n")
-    if run:
-        folder.sweep()
-        folder.write_history(standing.rows)
-        print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
-    return Prepared(devices, split, job, plan, folder, run is not None, checkpoint, standing)
+    try:
+        folder.claim()
+        if not again:
+            report_configuration(config, devices, split, plan, folder, job.channels, found)
+        job = dataclasses.replace(job, store=make_store(config, split, job.channels))
+        if started_from:
+            print(started_from, end="\n\n")
+        if run:
+            folder.sweep()
+            folder.write_history(standing.rows)
+            print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
+        yield Prepared(devices, split, job, plan, folder, run is not None, checkpoint, standing)
+    finally:
+        if not run:
+            folder.remove_unless_begun()
+        folder.release()
 
 
 @contextmanager
 def open_session(config: Config, again: bool = False) -> Iterator[Session]:
     """Prepare, then start the workers; `again` for one that this process has begun before.
 
-    Raises UsageError before anything is written or started, UserError where something fails later; on leaving, the
-    workers are stopped and what was recorded is on disk.
+    Raises UsageError before anything is started, and leaves nothing written then; UserError where something fails
+    later. On leaving, the workers are stopped and what was recorded is on disk.
     """
     phases = Phases()
     phases.done("import")
-    ready = prepare(config, again)
-    folder, checkpoint = ready.folder, ready.checkpoint
-    first_step = (checkpoint.step if checkpoint else 0) if ready.begun else None
-    tracker = Tracker(folder, Terminal(), first_step)
-    phases.done("data")
-    try:
-        print(f"starting {ready.devices} ...\n", flush=True)
-        gang = make_gang(ready.job, ready.devices, config, folder.logs, tracker.fault, phases.done)
-        tracker.phases = phases
-        saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
+    with prepared(config, again) as ready:
+        folder, checkpoint = ready.folder, ready.checkpoint
+        first_step = (checkpoint.step if checkpoint else 0) if ready.begun else None
+        tracker = Tracker(folder, Terminal(), first_step)
+        phases.done("data")
         try:
-            if checkpoint:
-                load(gang, checkpoint)
-            yield Session(config, ready.split, ready.job, ready.plan, folder, tracker, gang, saver, ready.standing)
+            print(f"starting {ready.devices} ...\n", flush=True)
+            gang = make_gang(ready.job, ready.devices, config, folder.logs, tracker.fault, phases.done)
+            tracker.phases = phases
+            saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
+            try:
+                if checkpoint:
+                    load(gang, checkpoint)
+                yield Session(config, ready.split, ready.job, ready.plan, folder, tracker, gang, saver, ready.standing)
+            finally:
+                saver.close()
+                gang.close()
         finally:
-            saver.close()
-            gang.close()
-    finally:
-        tracker.close()
-        if not ready.begun:
-            folder.remove_unless_begun()
-        folder.release()
+            tracker.close()
 
 
 def load(gang: Gang, checkpoint: Checkpoint) -> None:

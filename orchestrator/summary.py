@@ -6,6 +6,7 @@ import dataclasses
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,15 @@ def default_name(config: Config) -> str:
 
 
 def report_configuration(
-    config: Config, devices: Devices, split: Split, plan: Plan, folder: RunFolder, channels: int
+    config: Config,
+    devices: Devices,
+    split: Split,
+    plan: Plan,
+    folder: RunFolder,
+    channels: int,
+    found: Mapping[str, Any],
 ) -> None:
-    "Print the resolved configuration and save it as config.json."
+    "Print the resolved configuration and save it as config.json, with what was `found` of the data."
     smallest = config.batch_size // devices.count
     largest = -(-config.batch_size // devices.count)
     resolved = {
@@ -40,7 +47,7 @@ def report_configuration(
         "run_directory": str(folder.path),
     }
     chosen = dataclasses.asdict(config)
-    folder.write_json("config.json", {**chosen, "resolved": resolved})
+    folder.write_json("config.json", {**chosen, "resolved": resolved, "found": found})
     told = {name: value for name, value in {**chosen, **resolved}.items() if value is not None}
     width = max(map(len, told))
     for name, value in told.items():

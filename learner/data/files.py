@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 from collections import Counter
@@ -95,6 +96,14 @@ class Split:
     train: Labelled
     valid: Labelled
     vocab: Vocab
+
+    def digest(self, root: str | Path) -> str:
+        "A hash of which images train and which validate, by their names below the folder `root`, and as what."
+        above, digest = os.path.join(root, ""), hashlib.sha256()
+        for part in (self.train, self.valid):
+            told = (f"{file.removeprefix(above)}\0{target}" for file, target in zip(part.files, part.targets))
+            digest.update("\0".join((f"{len(part)}", *told)).encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
 def split_files(

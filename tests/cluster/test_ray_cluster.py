@@ -12,8 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,6 +23,7 @@ from cluster.lean_ray import lean, no_api_server, once_there, without_monitors
 from cluster.ray_cluster import (
     PREFIX,
     JoinedCluster,
+    OwnCluster,
     has_token,
     refuse_strangers,
     remove_stale_folders,
@@ -125,6 +128,18 @@ def test_folders_of_dead_drivers_are_removed(tmp_path: Path, monkeypatch: pytest
             (folder / "session").mkdir(parents=True)
         remove_stale_folders()
         assert sorted(Path(place).iterdir()) == sorted([ours, other])
+
+
+def test_a_ray_that_can_not_start_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Without files to open, say: then Ray raises whatever it comes upon. A Ctrl-C stays one; nothing is left."
+    monkeypatch.setattr("cluster.ray_cluster.short_temporary_folder", lambda: str(tmp_path))
+    monkeypatch.setattr("cluster.ray_cluster.lean", lambda ray: nullcontext())
+    for raised, seen in ((Exception("no raylet\nmore"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        ray = SimpleNamespace(init=Mock(side_effect=raised), shutdown=lambda: None)
+        monkeypatch.setattr("cluster.ray_cluster.own_ray", lambda ray=ray: ray)
+        with pytest.raises(seen, match="Ray could not be started: no raylet; it needs" if seen is UserError else None):
+            OwnCluster(1, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_much_is_refused(ray_gang: RayGang) -> None:

@@ -376,6 +376,26 @@ def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterr
     assert_same(tmp_path, uninterrupted)
 
 
+def test_what_was_refused_is_no_run_to_go_on_with(data, uninterrupted, tmp_path, capsys) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "file").touch()
+    assert launch(data, tmp_path, "--cache", str(tmp_path / "file" / "store")) == 1, "once its directory is there"
+    assert os.listdir(tmp_path / "run") == ["version_0"]
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_bad_image_may_be_skipped_from_where_it_stopped_a_run(data, tmp_path, monkeypatch, capsys) -> None:
+    "As the error says. The first images, which are looked at before the run begins, are not enough to find it."
+    copy = Path(shutil.copytree(data, tmp_path / "data"))
+    (copy / "valid" / "dark" / "0.png").write_bytes(b"no picture")
+    assert launch(copy, tmp_path) == 1
+    assert "--bad-images skip; all completed steps are saved" in capsys.readouterr().err
+    assert launch(copy, tmp_path, "--resume", "last", "--bad-images", "skip") == 0
+    said = capsys.readouterr().out
+    assert "going on at step 3" in said and "1 unreadable image was skipped" in said
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -388,6 +408,30 @@ def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterr
 def test_what_cannot_be_resumed_is_refused(more, sentence, data, uninterrupted, capsys) -> None:
     assert launch(data, uninterrupted, *more) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_other_data_than_before_is_refused_or_said(data, uninterrupted, tmp_path, capsys) -> None:
+    "Also at another place; what the run was begun with is compared, class by class and image by image."
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    copy, settings = tmp_path / "copy", ["--resume", "last", "--data"]
+    shutil.copytree(data, copy)
+    config = tmp_path / "run" / "version_0" / "config.json"
+    config.write_text(config.read_text().replace(f'"data": "{data}"', f'"data": "{copy}"'))
+    assert launch(data, tmp_path, *settings, str(copy)) == 0
+    assert "warning" not in capsys.readouterr().out, "nothing but the place is another"
+
+    (copy / "train" / "dark" / "0.png").unlink()
+    assert launch(data, tmp_path, *settings, str(copy)) == 0
+    assert "warning: images or labels are not those that the run was begun with" in capsys.readouterr().out
+
+    more = Path(shutil.copytree(copy / "train" / "light", copy / "train" / "more"))
+    assert launch(data, tmp_path, *settings, str(copy)) == 2
+    assert "other classes: [] are gone, ['more'] are new; put the data back" in capsys.readouterr().err
+
+    for file in list(more.iterdir()):
+        file.rename(copy / "train" / "dark" / f"more {file.name}")
+    assert launch(data, tmp_path, *settings, str(copy)) == 2
+    assert "was begun with 3 steps an epoch, and the images that there are now make 4" in capsys.readouterr().err
 
 
 def test_autoresume_begins_where_there_is_nothing(data, uninterrupted, tmp_path) -> None:
