@@ -20,6 +20,7 @@ ABSENCE = 2.0  # ... on another machine: it is down, or can't be reached, and no
 JUST_NOW = 0.5  # a rank that has spoken so lately is there
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
+TOO_LARGE = "free some, or begin anew with a lower --size or --batch-size"
 FACTOR = 10.0  # how many of the slowest of late one step may last before it counts as a hang
 FIRST = 5.0  # how many times as long as else the first steps may last, of which none is known yet, and all is cold
 
@@ -43,10 +44,11 @@ class Tolerance:
 class Failure:
     """What went wrong in one rank, as text, since exceptions do not travel well.
 
-    `kind` is user (a UserError: its message says all), nan (a NotFinite), error (an exception: `trace` says where),
-    died (the process is gone), preempted (its machine was taken back), hung (it had to be ended), or peer (a
-    consequence of another rank's failure). `report` is what it had done before of what it was told to do last, and
-    `whole` says that the rank still holds what that came to, if its process can be asked for it.
+    `kind` is user (a UserError: its message says all), nan (a NotFinite), memory (a GPU or a process had too little),
+    error (any other exception: `trace` says where), died (the process is gone), preempted (its machine was taken back),
+    hung (it had to be ended), or peer (a consequence of another rank's failure). `report` is what it had done before of
+    what it was told to do last, and `whole` says that the rank still holds what that came to, if its process can be
+    asked for it.
     """
 
     rank: int
@@ -63,22 +65,14 @@ class Failure:
     def of(
         cls, rank: int, error: BaseException, step: int = -1, report: Report | None = None, whole: bool = False
     ) -> Failure:
-        "The failure of this process; a GPU without enough memory is the user's to mend: another one has no more."
-        if isinstance(error, torch.OutOfMemoryError):
-            error = too_large(error)
-        kinds = {NotFinite: "nan", UserError: "user", PeerLost: "peer"}
-        kind = next((name for of, name in kinds.items() if isinstance(error, of)), "error")
+        "The failure of this process."
+        kind = next((name for of, name in KINDS.items() if isinstance(error, of)), "error")
         message = str(error) if kind in ("nan", "user") else f"{type(error).__name__}: {error}"
         return cls(rank, socket.gethostname(), getpid(), kind, message, traceback.format_exc(), step, report, whole)
 
     def __str__(self) -> str:
         where = f"rank {self.rank} (host {self.host}, pid {self.pid})"
         return f"{where}: {self.message}" + (f"\n{self.trace.rstrip()}" if self.kind == "error" else "")
-
-
-def too_large(error: BaseException) -> UserError:
-    "What to say where memory was not enough."
-    return UserError(f"there is not enough memory: {error}; lower --size or --batch-size")
 
 
 class WorkersFailed(UserError):
@@ -88,7 +82,7 @@ class WorkersFailed(UserError):
     """
 
     def __init__(self, failures: Iterable[Failure], reason: str = "") -> None:
-        gravity = ["nan", "user", "error", "died", "preempted", "hung", "peer"]
+        gravity = ["nan", "user", "memory", "error", "died", "preempted", "hung", "peer"]
         worst = sorted(failures, key=lambda failure: (gravity.index(failure.kind), failure.rank))
         self.failures: list[Failure] = []  # of each rank its worst
         for failure in worst:
@@ -103,6 +97,14 @@ class WorkersFailed(UserError):
 
 class NotFinite(UserError):
     "A loss or a gradient is no finite number."
+
+
+KINDS: dict[type[BaseException] | tuple[type[BaseException], ...], str] = {  # of failures, by exception
+    NotFinite: "nan",
+    UserError: "user",
+    PeerLost: "peer",
+    (torch.OutOfMemoryError, MemoryError): "memory",
+}
 
 
 class NoneLeft(WorkersFailed):
@@ -175,6 +177,10 @@ def verdict(incident: Incident, before: Sequence[Incident], tolerance: Tolerance
     for failure in incident:
         if failure.kind == "error" and (failure.message, failure.step) in errors:
             return f"the same error came at step {failure.step} before, in another process: this is a bug"
+    lacking = [failure.step for failure in incident if failure.kind == "memory"]
+    lacked = [old.step for one in before for old in one if old.kind == "memory"]
+    if len(lacking) > 1 or {*lacking} & {*lacked}:
+        return f"no other process has more memory: {TOO_LARGE}"
     for kind in kinds(incident):
         count = 1 + sum(kind in kinds(one) for one in before)
         if count > tolerance.max_restarts:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cluster.comms import Solo
-from cluster.faults import Failure, WorkersFailed, too_large
+from cluster.faults import TOO_LARGE, Failure, WorkersFailed
 from cluster.messages import Chunk, Job, Report
 from cluster.worker import Worker
 from learner.data.loader import usable_cores
@@ -113,7 +113,7 @@ class LocalGang:
                 raise
             except (MemoryError, torch.OutOfMemoryError) as error:
                 yield from self._done(chunk)
-                raise too_large(error) from error
+                raise UserError(f"there is not enough memory: {error}; {TOO_LARGE}") from error
             except Exception as error:
                 failure = Failure.of(0, error, self.worker.step)
                 yield from self._done(chunk)

@@ -37,7 +37,8 @@ def failure(rank: int, kind: str) -> Failure:
         (UserError("the file x is empty"), "user", "the file x is empty"),
         (PeerLost("rank 1 lost touch"), "peer", "PeerLost: rank 1 lost touch"),
         (KeyError("weights"), "error", "KeyError: 'weights'"),
-        (torch.OutOfMemoryError("9 GiB"), "user", "there is not enough memory: 9 GiB; lower --size or --batch-size"),
+        (torch.OutOfMemoryError("9 GiB"), "memory", "OutOfMemoryError: 9 GiB"),
+        (MemoryError("9 GiB"), "memory", "MemoryError: 9 GiB"),
     ],
 )
 def test_an_error_becomes_text(error: Exception, kind: str, message: str) -> None:
@@ -276,3 +277,12 @@ def test_an_error_may_come_once() -> None:
     assert verdict([bug], [[replace(bug, step=6)]], Tolerance()) is None
     assert verdict([bug, replace(bug, rank=1)], [], Tolerance()) is None, "by all ranks at once"
     assert "at step 7 before" in (verdict([bug], [[failure(0, "died"), replace(bug, rank=2)]], Tolerance()) or "")
+
+
+def test_memory_may_be_short_once_and_for_one_rank() -> None:
+    "Something else may have had it; but what is too large for several, or once more, is too large for all."
+    short = replace(failure(0, "memory"), step=7)
+    assert verdict([short], [], Tolerance()) is None
+    assert verdict([short], [[replace(short, step=6)]], Tolerance()) is None
+    assert "lower --size" in (verdict([short, replace(short, rank=1)], [], Tolerance()) or "")
+    assert "lower --size" in (verdict([short], [[replace(short, rank=2, message="8 GiB")]], Tolerance()) or "")

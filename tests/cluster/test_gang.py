@@ -93,7 +93,9 @@ def test_a_state_in_the_midst_of_an_update_is_nothing_to_go_on_with(
 def test_too_little_memory_is_a_sentence(local_gang: Callable[[Job], LocalGang], job: Job, error: Exception) -> None:
     gang = local_gang(job)
     gang.worker.learner.add_cb(Failing("after_loss", True, error))
-    with pytest.raises(UserError, match=r"^there is not enough memory: 9 GiB; lower --size or --batch-size$") as caught:
+    with pytest.raises(
+        UserError, match=r"^there is not enough memory: 9 GiB; free some, or begin anew with a lower --size"
+    ) as caught:
         list(gang.stream([CHUNKS[True]]))
     assert caught.value.__cause__ is error
     assert gang.salvage() is not None
