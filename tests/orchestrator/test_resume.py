@@ -379,7 +379,7 @@ def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterr
 def test_what_was_refused_is_no_run_to_go_on_with(data, uninterrupted, tmp_path, capsys) -> None:
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     (tmp_path / "file").touch()
-    assert launch(data, tmp_path, "--cache", str(tmp_path / "file" / "store")) == 1, "once its directory is there"
+    assert launch(data, tmp_path, "--cache", str(tmp_path / "file" / "store")) == 2, "once its directory is there"
     assert os.listdir(tmp_path / "run") == ["version_0"]
     assert launch(data, tmp_path, "--resume", "last") == 0
     assert_same(tmp_path, uninterrupted)
