@@ -1,5 +1,6 @@
 "What is saved where a run ends before its time; the gang and the driver's clock are real, the faults are made up."
 
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,13 @@ import orchestrator.fit
 import orchestrator.run_folder
 from cluster.checkpoint import Checkpoints
 from cluster.faults import Failure, WorkersFailed
+from cluster.gang import LocalGang
 from orchestrator.config import Config
 from orchestrator.driver import Place, Spoiled, Stopped
 from orchestrator.fit import Best, fit
 from orchestrator.resume import Saver
 from orchestrator.session import open_session
-from orchestrator.stop import signals_as_before
+from orchestrator.stop import Interrupted, signals_as_before
 from orchestrator.tracker import Tracker
 from tests.commands import Ended, sentence
 from tests.results import history
@@ -37,7 +39,7 @@ def ended_by(cause: Any, salvaged: Any, pictures: Path, tmp_path: Path, monkeypa
                     data_dir=str(tmp_path), cache="off")  # fmt: skip
     with open_session(config) as session:
         monkeypatch.setattr(session.gang, "salvage", lambda: salvaged, raising=False)
-        with pytest.raises(type(cause)), signals_as_before():
+        with pytest.raises(type(cause) if cause else Interrupted), signals_as_before():
             fit(session)
         return Checkpoints(session.folder.path / "checkpoints").steps()
 
@@ -55,6 +57,20 @@ def test_only_a_sound_state_is_saved(cause, value, saved, pictures, tmp_path, mo
     salvaged = {"0/weight": np.full(3, value, np.float32), "1/steps": np.array(7)}
     assert ended_by(cause, salvaged, pictures, tmp_path, monkeypatch) == saved
     assert any("saved" in note for note in getattr(cause, "__notes__", [])) == bool(saved)
+
+
+def test_the_gang_is_told_of_a_stop(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "So that nobody waits for a replacement, or for one who hangs."
+    heard, stopping = list[Callable[[], bool]](), list[bool]()
+
+    def stop_the_run(gang: LocalGang, stop: Callable[[], bool]) -> None:
+        heard.append(stop)
+        stopping.append(stop())
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(LocalGang, "heed", stop_the_run)
+    assert ended_by(None, None, pictures, tmp_path, monkeypatch) == [5]
+    assert [*stopping, heard[0]()] == [False, True]
 
 
 def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:

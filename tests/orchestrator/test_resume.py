@@ -22,6 +22,7 @@ from cluster.faults import Failure, NoneLeft
 from cluster.gang import LocalGang
 from learner.errors import UserError
 from orchestrator.launch import main
+from orchestrator.run_folder import RunFolder
 
 OPTIONS = ["--epochs", "3", "--batch-size", "8", "--size", "16", "--arch", "simple_cnn_bn", "--momentum", "0.9",
            "--augment", "--ema", "0.9", "--local", "--name", "run"]  # fmt: skip
@@ -364,6 +365,16 @@ def test_a_finished_run_resumes_to_its_own_end(data, uninterrupted, tmp_path, ca
     assert "after 3 epochs" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_run_that_another_process_trains_is_left_alone(data, uninterrupted, tmp_path, capsys) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    other = RunFolder(tmp_path / "run" / "version_0")
+    other.claim()
+    assert launch(data, tmp_path, "--autoresume") == 2
+    assert "is being trained by another process" in capsys.readouterr().err
+    other.release()
+    assert_same(tmp_path, uninterrupted)
 
 
 def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterrupted, tmp_path, capsys) -> None:
