@@ -159,7 +159,9 @@ class Config:
 
     runs: str = option("runs", "the folder of all runs", RUN, "DIR")
     name: str | None = option(None, "this run's name in it (default: data-arch)", RUN)
-    resume: str | None = option(None, "go on with a run: last, or its directory", RUN, "last|RUN")
+    resume: str | None = option(
+        None, "go on with a run: last, or its directory, or the newest in runs/NAME", RUN, "last|RUN"
+    )
     autoresume: bool = option(False, "go on with the last run of this name if there is one, else begin one", RUN)
     keep: int = option(2, "how many checkpoints to keep, the newest; that of the best epoch is kept as well", RUN, "N")
     activations: bool = option(False, "show what each layer gives, once an epoch, in TensorBoard", RUN)

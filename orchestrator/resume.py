@@ -116,18 +116,20 @@ def standing_of(checkpoint: Checkpoint, plan: Plan) -> Standing:
 
 
 def find_run(config: Config, parent: Path) -> Path | None:
-    """The run directory that `--resume` or `--autoresume` means, None where a new run is to begin.
+    """The run directory that `--resume` or `--autoresume` means, or the newest in it; None where a run is to begin.
 
     Raises UsageError where there is none to resume, or where it was asked for other things than now.
     """
     if config.resume is None and not config.autoresume:
         return None
-    found = newest_run(parent) if config.resume in (None, "last") else Path(str(config.resume)).expanduser()
+    place = parent if config.resume in (None, "last") else Path(str(config.resume)).expanduser()
+    found = place if (place / CONFIG).is_file() else newest_run(place)
     if found is None or not (found / CONFIG).is_file():
         if config.autoresume:
             return None
-        place = found or parent
-        raise UsageError(f"--resume {config.resume}: there is no run in {place}; leave the flag out to begin one")
+        raise UsageError(
+            f"--resume {config.resume}: there is no run in {found or place}; leave the flag out to begin one"
+        )
     _refuse_changes(config, found)
     return found
 

@@ -387,6 +387,14 @@ def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterr
     assert_same(tmp_path, uninterrupted)
 
 
+def test_a_run_may_be_named_by_the_folder_of_its_versions(data, uninterrupted, tmp_path, capsys) -> None:
+    "As for all other commands."
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    assert launch(data, tmp_path / "elsewhere", "--resume", str(tmp_path / "run")) == 0
+    assert "going on at step 9" in capsys.readouterr().out
+    assert_same(tmp_path, uninterrupted)
+
+
 def test_what_was_refused_is_no_run_to_go_on_with(data, uninterrupted, tmp_path, capsys) -> None:
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     (tmp_path / "file").touch()
