@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,6 +88,15 @@ class Gang(Protocol):
         ...
 
 
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    "Where memory, the GPU's or this process's, is not enough herein, say what to do: UserError."
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UserError(f"there is not enough memory: {error}; {TOO_LARGE}") from error
+
+
 class LocalGang:
     """One worker in the driver's process: breakpoints are where they are set, and no thread is between.
 
@@ -100,7 +110,8 @@ class LocalGang:
         os.environ |= seat.environment()
         torch.set_num_threads(seat.threads)
         keep_memory()
-        self.worker = Worker(job, Solo(), torch.device(device), seat.threads)
+        with enough_memory():
+            self.worker = Worker(job, Solo(), torch.device(device), seat.threads)
         seat.log_file(log_folder).write_text(f"{seat} on {device}: in the driver's process, which has the terminal\n")
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
@@ -111,9 +122,6 @@ class LocalGang:
             except UserError:
                 yield from self._done(chunk)
                 raise
-            except (MemoryError, torch.OutOfMemoryError) as error:
-                yield from self._done(chunk)
-                raise UserError(f"there is not enough memory: {error}; {TOO_LARGE}") from error
             except Exception as error:
                 failure = Failure.of(0, error, self.worker.step)
                 yield from self._done(chunk)
@@ -134,7 +142,8 @@ class LocalGang:
 
     def call_first(self, method: str, *args: Any) -> Any:
         "See Gang."
-        return getattr(self.worker, method)(*args)
+        with enough_memory():
+            return getattr(self.worker, method)(*args)
 
     def grow(self) -> None:
         "See Gang: one is all there is."

@@ -21,7 +21,8 @@ from learner.schedule import SCHEDULES, fine_tuning, fine_tuning_momentum, one_c
 from orchestrator.tally import Tally
 from orchestrator.tracker import Tracker
 
-SAVE_EVERY = 600.0  # seconds after which a checkpoint is due in the midst of an epoch, too
+SAVE_EVERY = 60.0  # seconds after which a checkpoint is due in the midst of an epoch, too
+CHEAP = 0.6  # seconds of a pause for one; where it takes longer, they come as much less often: 1% of the time at most
 
 OnEpoch = Callable[[dict[str, Any]], bool]
 OnPause = Callable[["Place"], object]
@@ -230,19 +231,20 @@ def spoiled_steps(reports: Sequence[Report]) -> list[int]:
 
 
 class Due:
-    "Whether a checkpoint is due: the last is `SAVE_EVERY` seconds old, and there is something new to save."
+    "Whether a checkpoint is due: the last is old enough for what it cost, and there is something new to save."
 
     def __init__(self) -> None:
         self.saved()
 
-    def saved(self) -> None:
-        "There is one just now."
+    def saved(self, pause: float = 0.0) -> None:
+        "There is one just now, for which training has paused for so many seconds."
         self.last, self.asked = time.monotonic(), False
+        self.wait = SAVE_EVERY * max(1.0, pause / CHEAP)
 
     def __call__(self) -> bool:
         "Asked before each chunk."
         asked, self.asked = self.asked, True
-        return asked and time.monotonic() - self.last >= SAVE_EVERY
+        return asked and time.monotonic() - self.last >= self.wait
 
 
 def learn(
@@ -255,10 +257,10 @@ def learn(
         except Stopped as paused:
             if paused.cause is not None or stop():
                 raise
-            place = paused.place
+            place, began = paused.place, time.monotonic()
         with standing_at(place):
             on_pause(place)
-        due.saved()
+        due.saved(time.monotonic() - began)
 
 
 def train(
@@ -272,7 +274,7 @@ def train(
 ) -> None:
     """Train and validate from `place` to the last epoch, or until `on_epoch` of an epoch's row says False.
 
-    Both that and `on_pause` are to save where the run stands: after each epoch, and every `SAVE_EVERY` seconds. Raises
+    Both that and `on_pause` are to save where the run stands: after each epoch, and whenever it is `Due`. Raises
     Stopped with the place reached if `stop()` says so first, or where the workers fail.
     """
     place, due = place or Place(), Due()

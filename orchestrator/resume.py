@@ -125,6 +125,10 @@ def find_run(config: Config, parent: Path) -> Path | None:
     place = parent if config.resume in (None, "last") else Path(str(config.resume)).expanduser()
     found = place if (place / CONFIG).is_file() else newest_run(place)
     if found is None or not (found / CONFIG).is_file():
+        if Checkpoints((found or place) / CHECKPOINTS).steps():
+            raise UsageError(
+                f"{found or place} has checkpoints, but no {CONFIG} that says of what: put it back, or remove the run"
+            )
         if config.autoresume:
             return None
         raise UsageError(

@@ -96,13 +96,16 @@ class Tally:
         busy = {rank: spent["total"] - spent["communication"] for rank, spent in self.seconds.items()}
         return {rank: self.samples[rank] / seconds if seconds > 0 else 0.0 for rank, seconds in busy.items()}
 
-    def slow(self, factor: float = 3.0) -> dict[int, float]:
-        "The ranks that work so much more slowly than the median of the others, and how many times as slowly."
+    def slow(self, factor: float = 3.0, seconds: float = 1.0) -> dict[int, float]:
+        """The ranks that work so much more slowly than the median of the others, and how many times as slowly.
+
+        If it cost that many seconds at least: a moment's delay says nothing.
+        """
         speeds, found = self.worker_speed(), dict[int, float]()
         for rank, speed in speeds.items():
-            others = [other for number, other in speeds.items() if number != rank]
-            if others and speed > 0 and median(others) > factor * speed:
-                found[rank] = median(others) / speed
+            usual = median([other for number, other in speeds.items() if number != rank] or [0.0])
+            if 0 < factor * speed < usual and self.samples[rank] * (1 / speed - 1 / usual) >= seconds:
+                found[rank] = usual / speed
         return found
 
     def waiting(self, part: str) -> float:

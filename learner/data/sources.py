@@ -7,6 +7,7 @@ one process at a time; so a folder without that ending is complete.
 
 import csv
 import difflib
+import errno
 import fcntl
 import hashlib
 import os
@@ -54,8 +55,11 @@ def resolve(data: str, cache: Path, progress: Progress | None = None) -> Path:
     try:
         return _resolve(data, Path(os.path.expanduser(data)).absolute(), cache, progress or quiet)
     except OSError as error:
-        remedy = "make it accessible, or choose another cache folder"
-        raise UserError(f"{error.filename or cache} cannot be used ({error.strerror or error}): {remedy}") from error
+        remedy = "make room" if error.errno == errno.ENOSPC else "make it accessible"
+        raise UserError(
+            f"{error.filename or cache} cannot be used ({error.strerror or error}): {remedy}, or choose another cache "
+            "folder (--data-dir)"
+        ) from error
 
 
 def _resolve(data: str, path: Path, cache: Path, progress: Progress) -> Path:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cluster.gang
 from cluster.faults import WorkersFailed
 from cluster.gang import LocalGang, Seat
 from cluster.messages import Chunk, Job, Report
@@ -99,6 +100,17 @@ def test_too_little_memory_is_a_sentence(local_gang: Callable[[Job], LocalGang],
         list(gang.stream([CHUNKS[True]]))
     assert caught.value.__cause__ is error
     assert gang.salvage() is not None
+
+
+def test_a_model_too_large_for_memory_is_a_sentence(
+    local_gang: Callable[[Job], LocalGang], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("9 GiB")
+
+    monkeypatch.setattr(cluster.gang, "Worker", too_large)
+    with pytest.raises(UserError, match=r"^there is not enough memory: 9 GiB"):
+        local_gang(job)
 
 
 def test_an_interruption_passes_through(local_gang: Callable[[Job], LocalGang], job: Job) -> None:

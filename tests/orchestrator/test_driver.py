@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,19 @@ from cluster.faults import Failure, WorkersFailed
 from cluster.messages import Chunk, Report
 from cluster.shards import n_batches
 from learner.errors import UserError
-from orchestrator.driver import Pace, Place, Plan, Replicas, Stopped, fingerprint, one_pass, train
+from orchestrator.driver import (
+    CHEAP,
+    SAVE_EVERY,
+    Due,
+    Pace,
+    Place,
+    Plan,
+    Replicas,
+    Stopped,
+    fingerprint,
+    one_pass,
+    train,
+)
 from orchestrator.tally import Tally
 
 PLAN = Plan(n_train=53, n_valid=29, batch_size=8, epochs=2, schedule="one_cycle", lr=0.4)
@@ -216,6 +229,23 @@ def test_a_save_is_due_after_a_while_but_never_without_a_chunk_in_between(monkey
     monkeypatch.setattr(orchestrator.driver, "SAVE_EVERY", 3600.0)
     train(PLAN, FakeGang(PLAN), FakeTracker(), on_pause=places.append)  # type: ignore[arg-type]
     assert len(places) == len(firsts), "not yet"
+
+
+def test_saves_that_take_long_come_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(orchestrator.driver, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    due = Due()
+
+    def wait() -> float:
+        began = now[0]
+        while not due():
+            now[0] += 1
+        return now[0] - began
+
+    assert wait() == SAVE_EVERY
+    for pause, seconds in ((CHEAP / 2, SAVE_EVERY), (10 * CHEAP, 10 * SAVE_EVERY)):
+        due.saved(pause)
+        assert wait() == seconds and pause <= 0.01 * seconds
 
 
 def test_workers_that_fail_in_a_pause_leave_the_run_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -453,6 +453,16 @@ def test_other_data_than_before_is_refused_or_said(data, uninterrupted, tmp_path
     assert "was begun with 3 steps an epoch, and the images that there are now make 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("how", [["--resume", "last"], ["--resume", "{run}"], ["--autoresume"]])
+def test_a_run_whose_configuration_is_gone_is_no_reason_to_begin_anew(data, uninterrupted, tmp_path, capsys, how):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    run = tmp_path / "run" / "version_0"
+    (run / "config.json").unlink()
+    assert launch(data, tmp_path, *(word.format(run=run) for word in how)) == 2
+    assert f"{run} has checkpoints, but no config.json" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "run") == ["version_0"]
+
+
 def test_autoresume_begins_where_there_is_nothing(data, uninterrupted, tmp_path) -> None:
     assert launch(data, tmp_path, "--autoresume") == 0
     assert_same(tmp_path, uninterrupted)

@@ -92,3 +92,4 @@ def test_a_slow_rank_is_known() -> None:
     tally.add(ranks)
     assert tally.slow() == {2: pytest.approx(11.0)}
     assert tally.slow(factor=12.0) == {}
+    assert tally.slow(seconds=9.9).keys() == {2} and tally.slow(seconds=10.1) == {}

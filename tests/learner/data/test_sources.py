@@ -1,5 +1,6 @@
 "What `--data` says becomes a whole dataset folder, made once, or an error that says what to do."
 
+import errno
 import hashlib
 import io
 import itertools
@@ -180,6 +181,15 @@ def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file.* cannot be used .*choose another cache folder"):
         resolve("shapes", tmp_path / "file" / "cache")
+
+
+def test_a_cache_without_room_is_told_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.png")
+
+    monkeypatch.setattr(shapes, "generate", full)
+    with pytest.raises(UserError, match=r"a.png cannot be used \(No space left on device\): make room, or choose"):
+        resolve("shapes", cache)
 
 
 def test_shapes_are_made_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
