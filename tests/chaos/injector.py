@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cluster.comms import Group
 from cluster.gang import Seat
 from cluster.meeting import Meeting
@@ -22,7 +24,7 @@ from learner.data.loader import epoch_order
 from learner.learner import Callback
 
 PHASES = ("data", "forward", "backward", "reduce", "update", "validate", "checkpoint")
-DEADLY = ("raise", "exit", "SIGKILL", "SIGSTOP", "sleep")  # after which another process has to take over
+DEADLY = ("raise", "exit", "SIGKILL", "SIGSTOP", "sleep", "memory")  # after which another process has to take over
 HANGS = ("SIGSTOP", "sleep")
 NAP = 0.3  # seconds that a crawling worker needs more for a step; it is no fault to be made up for
 KINDS = (*DEADLY, "NaN", "unreadable", "full disk")
@@ -205,6 +207,8 @@ def befall(kind: str) -> None:
     "Let a fault come over this process."
     if kind == "raise":
         raise RuntimeError("injected")
+    if kind == "memory":
+        raise torch.OutOfMemoryError("injected")
     if kind == "exit":
         os._exit(1)
     if kind == "sleep":

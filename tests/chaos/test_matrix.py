@@ -57,7 +57,8 @@ def test_another_process_takes_over(
     assert len(said) == 1
     assert f"rank {fault.rank} " in said[0]
     hangs = {"SIGSTOP": "no sign of life", "sleep": "stands still"}
-    assert hangs.get(fault.kind, "injected" if fault.kind == "raise" else "died") in said[0]
+    raised = {"raise": "RuntimeError: injected", "memory": "OutOfMemoryError: injected"}
+    assert {**hangs, **raised}.get(fault.kind, "died") in said[0]
     if fault.kind == "sleep":
         _, _, last = Path(gang.log_folder, f"rank_{fault.rank}.log").read_text().rpartition(f"injected: {fault}\n")
         asked, _, stacks = last.partition("its threads are here:\n")

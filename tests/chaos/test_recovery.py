@@ -110,6 +110,16 @@ def test_an_error_of_all_ranks_costs_no_step(
     go_on(gang, chaos_job, fault_plan, step, healthy)
 
 
+def test_memory_that_all_ranks_lack_ends_the_run_with_all_completed_steps(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run
+) -> None:
+    gang.start(chaos_job, 3)
+    fault_plan.write([Fault(rank, 4, "forward", "memory") for rank in range(3)])
+    with pytest.raises(WorkersFailed, match=r"(?s)OutOfMemoryError: injected.*begin anew with a lower --size"):
+        drive(gang)
+    go_on(gang, chaos_job, fault_plan, 4, healthy)
+
+
 def test_an_error_of_all_ranks_ends_a_run_at_the_step_where_it_came_twice(
     gang: RayGang, fault_plan: Plan, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
