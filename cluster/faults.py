@@ -20,9 +20,9 @@ ABSENCE = 2.0  # ... on another machine: it is down, or can't be reached, and no
 JUST_NOW = 0.5  # a rank that has spoken so lately is there
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
-TOO_LARGE = "free some, or begin anew with a lower --size or --batch-size"
 FACTOR = 10.0  # how many of the slowest of late one step may last before it counts as a hang
 FIRST = 5.0  # how many times as long as else the first steps may last, of which none is known yet, and all is cold
+TOO_LARGE = "free some, or begin anew with a lower --size or --batch-size"
 
 
 @dataclass(frozen=True)

@@ -123,17 +123,15 @@ def find_run(config: Config, parent: Path) -> Path | None:
     if config.resume is None and not config.autoresume:
         return None
     place = parent if config.resume in (None, "last") else Path(str(config.resume)).expanduser()
-    found = place if (place / CONFIG).is_file() else newest_run(place)
-    if found is None or not (found / CONFIG).is_file():
-        if Checkpoints((found or place) / CHECKPOINTS).steps():
+    found = place if (place / CONFIG).is_file() else newest_run(place) or place
+    if not (found / CONFIG).is_file():
+        if Checkpoints(found / CHECKPOINTS).steps():
             raise UsageError(
-                f"{found or place} has checkpoints, but no {CONFIG} that says of what: put it back, or remove the run"
+                f"{found} has checkpoints, but no {CONFIG} that says of what: put it back, or remove the run"
             )
         if config.autoresume:
             return None
-        raise UsageError(
-            f"--resume {config.resume}: there is no run in {found or place}; leave the flag out to begin one"
-        )
+        raise UsageError(f"--resume {config.resume}: there is no run in {found}; leave the flag out to begin one")
     _refuse_changes(config, found)
     return found
 
