@@ -31,9 +31,10 @@ def memory_size() -> int:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor`, which is on the CPU, on `device`; nobody waits for it.
+    """`tensor` on `device`; nobody waits for it.
 
     A GPU copies by itself from page-locked memory alone. torch keeps such memory for the next one, as soon as the copy
     from it is done.
     """
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    by_itself = device.type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if by_itself else tensor).to(device, non_blocking=True)

@@ -6,6 +6,7 @@ import torch
 
 from learner.interpret import Outcomes
 from learner.learner import Callback
+from learner.memory import send
 
 
 class KeepOutcomes(Callback):
@@ -31,7 +32,7 @@ class KeepOutcomes(Callback):
             return
         targets = self.batch[1]
         rows = torch.arange(len(targets)) if self.rows is None else self.rows
-        samples = (self.num * self.batch_size + rows).to(targets.device, non_blocking=True)
+        samples = send(self.num * self.batch_size + rows, targets.device)
         self.parts.append(Outcomes.of(self.preds.detach(), targets, samples, self.k))
 
     def take(self) -> Outcomes | None:

@@ -11,6 +11,7 @@ from learner.data.normalize import Normalize
 from learner.data.warp import Warp
 from learner.dropout import Dropout, dropouts, sample_keys, set_keys
 from learner.learner import Callback
+from learner.memory import send
 
 
 class SetupLearner(Callback):
@@ -43,16 +44,15 @@ class SetupLearner(Callback):
     def before_batch(self) -> None:
         "Move, augment and normalise the inputs; move the targets; decide what will be dropped."
         xb, yb = self.batch
-        xb = xb.to(self.device, non_blocking=True)
+        xb = send(xb, self.device)
         if self.augment is not None:
             xb = self.augment(xb, self.model.training, self.global_step, self.rows)
         if self.normalize is None:
             self.normalize = (getattr(self.dls, "prepare", None) or Normalize.of)(xb)
-        self.learner.batch = self.normalize(xb), yb.to(self.device, non_blocking=True)
+        self.learner.batch = self.normalize(xb), send(yb, self.device)
         if self.model.training and any(layer.p for layer in self.dropouts):
             rows = torch.arange(len(xb)) if self.rows is None else self.rows
-            keys = sample_keys(self.seed, self.global_step, rows).to(self.device, non_blocking=True)
-            set_keys(self.dropouts, keys)
+            set_keys(self.dropouts, send(sample_keys(self.seed, self.global_step, rows), self.device))
 
     def cleanup_batch(self) -> None:
         "Let calls outside of batches drop at random."

@@ -8,6 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from learner.errors import UsageError
+from learner.memory import send
 
 
 def draws(seed: int, step: int, rows: int, columns: int) -> Tensor:
@@ -39,8 +40,8 @@ class Augment:
             return x[:, top : top + self.size, left : left + self.size]
         if rows is None:
             rows = torch.arange(n)
-        random = draws(self.seed, step, int(rows.max()) + 1 if n else 0, 3)[rows].to(x.device, non_blocking=True)
-        return crop_flip(x, random, self.size)
+        random = draws(self.seed, step, int(rows.max()) + 1 if n else 0, 3)[rows]
+        return crop_flip(x, send(random, x.device), self.size)
 
 
 def crop_flip(x: Tensor, random: Tensor, size: int) -> Tensor:

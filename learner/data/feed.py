@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from learner.data.loader import Dataset, Readable, bytes_of, collate_readable
+from learner.memory import send
 
 Ready = Callable[[], Readable]
 
@@ -34,7 +35,7 @@ class Feed:
         if self.stream is None:
             return lambda: batch
         with torch.cuda.stream(self.stream):
-            there = replace(batch, inputs=batch.inputs.to(self.device, non_blocking=True))
+            there = replace(batch, inputs=send(batch.inputs, self.device))
             arrived = torch.cuda.Event()
             arrived.record()
         return partial(self._take, there, arrived)
@@ -72,11 +73,11 @@ class KeepingFeed(Feed):
         readable = torch.ones(len(rows), dtype=torch.bool)
         if len(places):
             new = rows[places[batch.rows]]
-            self.pixels.index_copy_(0, new.to(self.device, non_blocking=True), batch.inputs)
+            self.pixels.index_copy_(0, send(new, self.device), batch.inputs)
             self.kept[new] = True
             readable[places] = self.kept[rows[places]]
         asked = readable.nonzero().squeeze(1)
-        inputs = self.pixels.index_select(0, rows[asked].to(self.device, non_blocking=True))
+        inputs = self.pixels.index_select(0, send(rows[asked], self.device))
         return Readable(inputs, targets[asked], asked, batch.bad)
 
 

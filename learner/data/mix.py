@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from learner.errors import UsageError
+from learner.memory import send
 
 STREAM = 1  # sets these random numbers apart from the augmentation's, which have the same seed and step
 
@@ -98,18 +99,18 @@ def blend(seed: int, step: int, n: int, config: MixConfig) -> Blend:
 def mix_images(x: Tensor, other: Tensor, blend: Blend) -> Tensor:
     "Each picture (n, c, size, size) float mixed with the `other` of its row; `blend` may be on the CPU."
     size = x.shape[-1]
-    left, top, right, bottom = blend.boxes(size).to(x.device, non_blocking=True).unbind(1)
+    left, top, right, bottom = send(blend.boxes(size), x.device).unbind(1)
     steps = torch.arange(size, device=x.device)
     across = (steps >= left[:, None]) & (steps < right[:, None])
     down = (steps >= top[:, None]) & (steps < bottom[:, None])
     boxed = (down[:, :, None] & across[:, None, :])[:, None]
-    everywhere = torch.where(blend.cut, 1.0, blend.keep).to(x.device, x.dtype, non_blocking=True).view(-1, 1, 1, 1)
+    everywhere = send(torch.where(blend.cut, 1.0, blend.keep).to(x.dtype), x.device).view(-1, 1, 1, 1)
     return torch.lerp(other, x, torch.where(boxed, 0.0, everywhere))
 
 
 def mix_targets(y: Tensor, other: Tensor, blend: Blend, size: int, n_classes: int) -> Tensor:
     "Class numbers (n,) int64 as soft targets (n, n_classes) float32: one's own and the partner's, by their shares."
-    keep = kept(blend, size).to(y.device, non_blocking=True)[:, None]
+    keep = send(kept(blend, size), y.device)[:, None]
     soft = torch.zeros(len(y), n_classes, device=y.device)
     return soft.scatter_add_(1, y[:, None], keep).scatter_add_(1, other[:, None], 1 - keep)
 
