@@ -27,6 +27,8 @@ ON_ERRORS = {  # of NCCL's or the GPU's: torch would end the process, or wait fo
     "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "0",
 }
 
+OWN_TROUBLE = (torch.AcceleratorError, torch.OutOfMemoryError)  # of the rank's own GPU, wherever it comes to light
+
 
 class PeerLost(Exception):
     "A collective failed because another rank left it: a consequence of that rank's trouble, never the root cause."
@@ -83,7 +85,7 @@ class Solo:
 class Group:
     """Many ranks, one process each, over gloo (CPUs; GPUs too, shared if need be). For nccl, see NcclGroup.
 
-    Raises PeerLost where a rank can't be reached.
+    Raises PeerLost where a rank can't be reached, and what is wrong with the own GPU as it is.
     """
 
     connecting = timedelta(seconds=CONNECTING)
@@ -155,6 +157,8 @@ class Group:
         started, self.waiting = time.perf_counter(), True
         try:
             collective()
+        except OWN_TROUBLE:
+            raise
         except (RuntimeError, ValueError) as error:
             raise PeerLost(f"rank {self.rank} lost touch with the others: {error}") from error
         finally:
@@ -211,7 +215,7 @@ class NcclGroup(Group):
     def _end(self) -> None:
         with suppress(RuntimeError):  # without a driver, nobody will go on
             self._store.set(CALLED_OFF, "1")
-        with suppress(PeerLost):
+        with suppress(PeerLost, *OWN_TROUBLE):
             super()._wait(self._abort_all)
 
     def _abort_all(self) -> None:

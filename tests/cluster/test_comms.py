@@ -80,6 +80,23 @@ def test_nobody_waits_for_a_rank_that_dies_as_it_connects(monkeypatch: pytest.Mo
     alone.close()
 
 
+@pytest.mark.parametrize("error", [torch.AcceleratorError("an illegal memory access"), torch.OutOfMemoryError("full")])
+def test_what_is_wrong_with_the_own_gpu_is_no_loss_of_a_peer(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    "It comes to light at whatever is asked of the GPU next, such as a sum."
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    store = Store("127.0.0.1")
+    alone = Group(0, 1, store.meeting, "gloo")
+    monkeypatch.setattr(dist, "all_reduce", fail)
+    for ask in (alone.sum_, alone.start_sum_):
+        with pytest.raises(type(error)):
+            ask(torch.zeros(1))
+    assert not alone.waiting
+    alone.close()
+
+
 def test_the_interface_to_a_machine() -> None:
     assert interface_to("127.0.0.1") == "lo"
     assert interface_to("no address") is None
