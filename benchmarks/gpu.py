@@ -1,5 +1,5 @@
 """One GPU: images/s of ours against an equal torch.nn model, from bytes to updated weights; how much of a step is not
-kernels; seconds to the leaderboard's accuracy.
+kernels. How long it takes to the leaderboard's accuracy is for imagenette.py.
 
 All have the pictures on the device, cropped and mirrored there, bf16, channels_last, SGD with momentum.
 """
@@ -20,8 +20,6 @@ from torch import Tensor
 from torch.autograd import DeviceType
 
 from benchmarks import torch_models
-from benchmarks.accuracy import DATA
-from benchmarks.imagenette import table
 from benchmarks.timing import interleaved, quotients, shown
 from cluster.gang import LocalGang
 from cluster.messages import Chunk, Job
@@ -31,7 +29,7 @@ from learner.data.files import Labelled
 from learner.data.normalize import Normalize
 from learner.models import build
 
-CLASSES, SEEDS = 10, 5
+CLASSES = 10
 CASES = (("simple_cnn", 128, 256, 100), ("xresnet50", 128, 128, 30))  # model, size, batch, steps a round: an epoch
 ROUNDS, WARM_UP = 15, 10
 BASELINE = "torch.nn, torch.compile (CUDA graphs)"
@@ -216,13 +214,6 @@ def contest(device: str, arch: str, size: int, batch: int, steps: int, rounds: i
     return rows
 
 
-def leaderboard() -> str:
-    "Accuracy and training time of the recipe with a larger net, several seeds."
-    if not DATA.exists():
-        return f"Time to 87.43% was not measured: {DATA.name} is not here."
-    return table(range(1, SEEDS + 1), ["--gpus", "1", "--arch", "xresnet50", "--cache", "device"])
-
-
 def run() -> str:
     "Tables; without a GPU, a sentence that says so."
     if not torch.cuda.is_available():
@@ -237,6 +228,4 @@ Medians (quartiles) of the time over that of {BASELINE}.
 | model | alternative | images/s | time over theirs | share of the time without a kernel |
 | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
-
-{leaderboard()}
 """
