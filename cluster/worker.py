@@ -100,6 +100,7 @@ class Worker(Replica):
         self.statistics = Statistics(model)
         self.guard = FiniteGuard(job, self.learner, self.results, self.statistics)
         self.learner.opt = make_optimizer(job.optimizer, groups, job.momentum, job.weight_decay, self.reducer)
+        self.learner.opt.gather()  # now, since a CUDA graph is recorded anew for parameters that have moved
         if device.type == "cpu" or job.on_nan != "stop":  # a GPU would have to be waited for; there the driver looks
             self.learner.opt.then(self.guard.look)
         if not job.sync_batchnorm:

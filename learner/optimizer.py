@@ -102,12 +102,17 @@ class Optimizer:
                 look(self.params)
         except SkipStep:
             return
-        if not self._fits():
-            self.past = self._past()
-            self.spans = [span for group, hypers in self.groups for span in spans(group, self.past, hypers)]
+        self.gather()
         for span in self.spans:
             if span.trained:
                 span.update(self.parts)
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        "Move what belongs together side by side, if it is not so yet: the first step would."
+        if not self._fits():
+            self.past = self._past()
+            self.spans = [span for group, hypers in self.groups for span in spans(group, self.past, hypers)]
 
     def _fits(self) -> bool:
         "Whether the spans are still all parameters that have a gradient."

@@ -47,6 +47,14 @@ def test_a_report_has_sums_counts_and_time(worker: Make, job: Job) -> None:
     assert report.bad_images == []
 
 
+def test_parameters_stay_where_they_are(worker: Make, job: Job) -> None:
+    "From the first step on, and when the body thaws: CUDA graphs are recorded for places in memory."
+    one = worker(replace(job, optimizer="adam", fine_tune=True))
+    before = [p.data_ptr() for p in one.learner.model.parameters()]
+    one.run(Chunk(True, 0, 0, 0, ({**LR, "frozen": 1.0}, {**LR, "frozen": 1.0}, {**LR, "frozen": 0.0}, LR)))
+    assert [p.data_ptr() for p in one.learner.model.parameters()] == before
+
+
 def test_validation_changes_nothing(worker: Make, job: Job) -> None:
     one = worker(replace(job, arch="simple_cnn_bn", momentum=0.9))
     one.run(Chunk(True, 0, 0, 0, (LR,)))
