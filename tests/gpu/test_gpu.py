@@ -15,12 +15,17 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from cluster.comms import GROUPS, Group, NcclGroup, PeerLost, Solo
 from cluster.gang import LocalGang
-from cluster.messages import Job
+from cluster.meeting import CALLED_OFF, Store
+from cluster.messages import Job, Report
+from cluster.worker import Worker
 from learner.batchnorm import BatchNorm
 from learner.callbacks import Compile
 from learner.data.feed import Feed
+from learner.data.mix import MixConfig
 from tests.chaos.test_launch_faults import Launch, processes
 from tests.cluster.conftest import chunks, drive  # noqa: F401
 from tests.learner.test_feed import Numbers
@@ -140,6 +145,99 @@ def test_no_batch_is_written_over_while_it_is_used() -> None:
         torch.cuda._sleep(100_000)
         sums.append(batch.inputs.long().sum())
     assert torch.stack(sums).tolist() == [sum(indices) * 48 for indices in wanted]
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize("recipe", ["uncompiled", "compiled", "fed", "bf16", "full", "mixed"])
+def test_no_step_waits_for_the_gpu_or_records_a_graph(start: Start, full: Job, recipe: str) -> None:
+    "But its chunk's report does. torch raises an error where it would wait, and knows of most cases."
+    from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
+
+    more: dict[str, Any] = {
+        "uncompiled": {"compile": "off"},
+        "fed": {"on_device": False},
+        "bf16": {"precision": "bf16", "accumulate": 2},
+        "full": {"augment": "full", "optimizer": "adamw", "clip": 1.0},
+        "mixed": {"mix": MixConfig(mixup=0.4, cutmix=1.0), "label_smoothing": 0.1},
+    }.get(recipe, {})
+    job = replace(full, **{"compile": "on", "on_device": True, "batch_size": 8, **more})
+    gang = start(job, "cuda")
+    first, second, _ = chunks(job, True, 0, 3)
+    gang.call_first("run", first)
+    report = gang.worker.report
+
+    def wait() -> Report:
+        torch.cuda.set_sync_debug_mode("default")
+        return report()
+
+    recorded = AssertionError("a graph was recorded anew")
+    with (
+        patch.object(gang.worker, "report", wait),
+        patch.object(CUDAGraphTreeManager, "record_function", side_effect=recorded),
+    ):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert gang.call_first("run", second).notes == []
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+COMMS = [
+    pytest.param("cpu", "gloo", marks=pytest.mark.slow),
+    pytest.param("cuda", "gloo", marks=gpu),
+    pytest.param("cuda", "nccl", marks=gpu),
+]
+
+
+@pytest.fixture
+def group() -> Iterator[Callable[[str], Group]]:
+    "A factory of groups of one rank, which is all that NCCL lets one GPU have."
+    store, groups = Store("127.0.0.1"), list[Group]()
+
+    def make(backend: str) -> Group:
+        groups.append(GROUPS[backend](0, 1, replace(store.meeting, group=f"{len(groups)}")))
+        return groups[-1]
+
+    with patch.dict(os.environ):
+        yield make
+        for one in groups:
+            one.close()
+
+
+@pytest.mark.parametrize(("device", "backend"), COMMS)
+def test_a_group_sums_is_called_off_and_formed_anew(group: Callable[[str], Group], device: str, backend: str) -> None:
+    numbers, weights = torch.arange(6.0, device=device), torch.randn(4, 3, 3, 3).to(device)
+    for _ in range(2):
+        one = group(backend)
+        one.broadcast_(weights.contiguous(memory_format=torch.channels_last))
+        one.sum_(numbers)
+        one.start_sum_(numbers.double())
+        one.finish()
+        assert numbers.tolist() == [0, 1, 2, 3, 4, 5]
+        if isinstance(one, NcclGroup):
+            one._store.set(CALLED_OFF, "1")
+            one.let_go()
+            with pytest.raises(PeerLost):
+                one.sum_(numbers)
+                one.finish()
+        one.close()
+        assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(("device", "backend"), COMMS)
+def test_a_worker_in_a_group_of_one_is_one_alone(
+    group: Callable[[str], Group], full: Job, device: str, backend: str
+) -> None:
+    "Whose buckets are sent while backward runs."
+    job = replace(full, arch="xresnet18", batch_size=8, augment="none", presize=24)
+    (chunk,), losses = chunks(job, True, 0, 7), []
+    for comm in (Solo(), group(backend)):
+        worker = Worker(job, comm, torch.device(device), 1)
+        assert len(worker.reducer.buckets) > 1
+        losses.append(worker.run(chunk).losses)
+        worker.close()
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
 
 @pytest.fixture(scope="module")
