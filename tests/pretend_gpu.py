@@ -100,7 +100,7 @@ class Devices(TorchFunctionMode):
                 device, dtype = GPU if is_there(value) else CPU, value.dtype
             elif isinstance(value, torch.dtype):
                 dtype = value
-            elif value is not None:
+            elif isinstance(value, str | torch.device):
                 device = value
         there = is_there(x) if device is None else torch.device(device).type == "cuda"
         if there == is_there(x):

@@ -26,6 +26,7 @@ from learner.batchnorm import BatchNorm
 from learner.callbacks import Compile
 from learner.data.feed import Feed
 from learner.data.mix import MixConfig
+from learner.data.normalize import Normalize
 from tests.chaos.test_launch_faults import Launch, processes
 from tests.cluster.conftest import chunks, drive  # noqa: F401
 from tests.learner.test_feed import Numbers
@@ -85,10 +86,14 @@ def test_a_gpu_computes_what_a_cpu_does(start: Start, drive: Any, full: Job, aug
 @pytest.mark.parametrize("recipe", ["plain", "accumulate", "bf16", "grey", "fp16"])
 def test_compiled_is_eager(start: Start, drive: Any, full: Job, device: str, recipe: str) -> None:  # noqa: F811
     "Each step has another rate: one that had been made part of a graph would show."
-    more: dict[str, Any] = {"accumulate": {"accumulate": 2}, "bf16": {"precision": "bf16"}}.get(recipe, {})
+    more: dict[str, Any] = {
+        "accumulate": {"accumulate": 2},
+        "bf16": {"precision": "bf16"},
+        "fp16": {"precision": "fp16"},
+        "grey": {"channels": 1, "normalize": Normalize((0.5,), (0.25,))},
+    }.get(recipe, {})
     if recipe in ("grey", "fp16") and device == "cpu":
         pytest.skip("for a GPU")
-    more |= {"precision": "fp16"} if recipe == "fp16" else {}
     coarse = 20 if recipe in ("bf16", "fp16") else 1
     eager, compiled = (
         drive(start(job, device), job)
