@@ -110,7 +110,9 @@ class Group:
             backend, store=self._store, rank=self.rank, world_size=self.world_size, timeout=self.connecting
         )
         if self.connecting != TIMEOUT:
-            dist.distributed_c10d._set_pg_timeout(TIMEOUT)
+            # the first is the name that torch 2.15 wants, the other all that those before it have
+            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+            set_timeout(TIMEOUT)
 
     def sum_(self, tensor: Tensor) -> None:
         "See Comm."
