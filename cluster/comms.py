@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from cluster.meeting import CALLED_OFF, Meeting, await_keys, connections, handles, interface_to
 
@@ -86,7 +87,8 @@ class Group:
     Raises PeerLost where a rank can't be reached.
     """
 
-    connecting = timedelta(seconds=CONNECTING)
+    # the gloo of torch 2.8 keeps the first timeout for all sums
+    connecting = timedelta(seconds=CONNECTING) if TorchVersion(torch.__version__) >= "2.9" else TIMEOUT
 
     def __init__(self, rank: int, world_size: int, meeting: Meeting, backend: str = "gloo") -> None:
         self.rank, self.world_size, self.seconds, self.waiting = rank, world_size, 0.0, False

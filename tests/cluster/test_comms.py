@@ -54,15 +54,17 @@ LATE = """
 import sys, time
 from datetime import timedelta
 import torch
-from cluster.comms import Group
+from cluster.comms import TIMEOUT, Group
 from cluster.meeting import Meeting
 
-Group.connecting = timedelta(seconds=2)
+if Group.connecting != TIMEOUT:
+    Group.connecting = timedelta(seconds=2)
 rank, port = map(int, sys.argv[1:])
 group = Group(rank, 2, Meeting("127.0.0.1", port, "late"), "gloo")
 if rank == 0:
     time.sleep(3)
 group.sum_(torch.zeros(1))
+group.close()
 """
 
 
