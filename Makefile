@@ -1,8 +1,10 @@
 # `make run` and `make test` do everything from a fresh clone. Another Python: make PYTHON=python3.12 ...
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+CONSTRAINTS := constraints.txt
+BIN := $(VENV)/bin
 
-.PHONY: run test nightly gpu lint install
+.PHONY: run test nightly oldest gpu lint install
 
 run: install
 	$(BIN)/python -m orchestrator.launch --config recipes/shapes.toml \
@@ -14,6 +16,12 @@ test: install
 nightly: install
 	$(BIN)/python -m pytest
 
+oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=.venv-oldest.txt
+
+.venv-oldest.txt: pyproject.toml
+	sed -nE 's/^(    |fast = \[)"(.+)>=(.+)".*/\2==\3/p' $< > $@
+
 gpu: install
 	$(BIN)/python -m pytest -m gpu -rs
 
@@ -22,11 +30,11 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-install: .venv/installed
+install: $(VENV)/installed
 
-.venv/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.12"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@

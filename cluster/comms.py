@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from cluster.meeting import CALLED_OFF, Meeting, await_keys, connections, handles, interface_to
 
@@ -88,7 +89,8 @@ class Group:
     Raises PeerLost where a rank can't be reached, and what is wrong with the own GPU as it is.
     """
 
-    connecting = timedelta(seconds=CONNECTING)
+    # the gloo of torch 2.8 keeps the first timeout for all sums
+    connecting = timedelta(seconds=CONNECTING) if TorchVersion(torch.__version__) >= "2.9" else TIMEOUT
 
     def __init__(self, rank: int, world_size: int, meeting: Meeting, backend: str = "gloo") -> None:
         self.rank, self.world_size, self.seconds, self.waiting = rank, world_size, 0.0, False
@@ -112,7 +114,9 @@ class Group:
             backend, store=self._store, rank=self.rank, world_size=self.world_size, timeout=self.connecting
         )
         if self.connecting != TIMEOUT:
-            dist.distributed_c10d._set_pg_timeout(TIMEOUT)
+            # the first is the name that torch 2.15 wants, the other all that those before it have
+            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+            set_timeout(TIMEOUT)
 
     def sum_(self, tensor: Tensor) -> None:
         "See Comm."

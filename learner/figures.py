@@ -49,7 +49,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     spec = find_spec("matplotlib")  # which does not import it
     folder = Path(spec.origin).parent if spec and spec.origin else Path()
     try:
-        return ImageFont.truetype(folder / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
+        return ImageFont.truetype(str(folder / "mpl-data/fonts/ttf/DejaVuSans.ttf"), size)  # Pillow 10 takes no Path
     except OSError:
         return ImageFont.load_default(size)
 

@@ -83,7 +83,8 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        registries: list[tuple[dict, Any]] = [(self._tensors, Parameter | Buffer), (self._children, Module)]
+        # a tuple, since the compiler of torch 2.9 knows no unions
+        registries: list[tuple[dict, Any]] = [(self._tensors, (Parameter, Buffer)), (self._children, Module)]
         for registry, kind in registries:
             if isinstance(value, kind):
                 registry[name] = value  # in the place of the one before: Sequential runs in this order

@@ -190,10 +190,10 @@ def test_a_zip_that_lies_about_a_size_is_refused(unpack: Callable) -> None:
 @pytest.mark.parametrize("type", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
 @pytest.mark.parametrize("size", [1 << 32, -512, -1024])
 def test_a_tar_header_with_an_absurd_length_is_refused(unpack: Callable, type: bytes, size: int) -> None:
-    "Believed, these fill the memory or go around in circles."
+    "Believed, these fill the memory or go around in circles. Newer Pythons refuse a negative one before we see it."
     info = tarfile.TarInfo("header")
     info.type, info.size = type, size
-    with pytest.raises(BadArchive, match=f"{size} bytes long"):
+    with pytest.raises(BadArchive, match=f"{size} bytes long|invalid offset"):
         unpack(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)))
 
 
