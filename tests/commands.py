@@ -46,6 +46,23 @@ def run_here(capsys: pytest.CaptureFixture[str], name: str, *arguments: Any) -> 
     return Ended(code, *capsys.readouterr())
 
 
+@contextmanager
+def on_gang(gang: Any) -> Iterator[None]:
+    "Meanwhile, commands in this process have as many of the gang's workers as they ask for, and leave them running."
+
+    def seat(job: Any, devices: Any, config: object, logs: Path, notice: Any = gang.notice, done: object = None) -> Any:
+        gang.notice = notice
+        gang.start(job, devices.count)
+        (logs / "rank_0.log").touch()  # as its own workers would: the run has begun
+        return gang
+
+    notice = gang.notice
+    seats = [patch(f"orchestrator.{module}.make_gang", seat) for module in ("session", "examine")]
+    with seats[0], seats[1], patch.object(gang, "close", lambda: None):
+        yield
+    gang.notice = notice
+
+
 def run_there(environment: Mapping[str, str], name: str, *arguments: Any) -> Ended:
     "Run it in a process of its own."
     line = [sys.executable, "-m", f"orchestrator.{name}", *map(str, arguments)]

@@ -1,10 +1,14 @@
 "What the tests of all packages share: one thread for torch, short hypothesis runs, a folder of small pictures."
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+# or a thread that waits for another holds the processor that this one needs: 5 s for a run of 0.2, on a busy machine
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import numpy as np
 import pytest
@@ -12,6 +16,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+# compiled code is kept, as a user's Python does: else each process that tests start compiles all of ours, for 0.25 s
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 settings.register_profile("short", deadline=None, max_examples=25)
 settings.load_profile("short")
 torch.set_num_threads(1)
@@ -112,6 +119,15 @@ def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory
         gang.close()
         assert wait_until_gone(lambda: living(ours | {*cluster.watchdog.members(folder)}), 60) == {}
         assert [name for name in (*segments, folder) if Path(name).exists()] == []
+
+
+@pytest.fixture
+def on_ray_gang(ray_gang: Any) -> Iterator[None]:
+    "Commands that are run in this process have the workers of `ray_gang`, which are there already."
+    from tests.commands import on_gang
+
+    with on_gang(ray_gang):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,13 @@ def threaten(gang: RayGang, plan: Plan, faults: list[Fault]) -> None:
     plan.write(faults)
 
 
+def is_told(fault: Fault, notice: str) -> bool:
+    "Whether a notice says who failed, and what was seen of it."
+    hangs = {"SIGSTOP": "no sign of life", "sleep": "stands still"}
+    raised = {"raise": "RuntimeError: injected", "memory": "OutOfMemoryError: injected"}
+    return f"rank {fault.rank} " in notice and {**hangs, **raised}.get(fault.kind, "died") in notice
+
+
 def go_on(gang: RayGang, job: Job, plan: Plan, step: int, healthy: Run) -> None:
     "What can be saved of a run that ended is all up to `step`: once the cause is mended, it goes on from there."
     salvaged = gang.salvage()

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import orchestrator.lr_finder
-import orchestrator.session
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from learner.lr_range import RangeTest
@@ -78,22 +77,14 @@ def test_replicas_that_really_differ_stop_the_run(gang: RayGang, chaos_job: Job,
 
 
 def test_a_rollback_gets_over_it(
-    gang: RayGang, fault_plan: Plan, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    gang: RayGang, on_ray_gang: None, fault_plan: Plan, pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
     "Back to the last epoch, at half the rate; what is left is one run, with each epoch and step once."
-
-    def seat(job: Job, devices: object, config: object, logs: Path, *_: object) -> RayGang:
-        gang.start(job, 2)
-        (logs / "rank_0.log").touch()
-        return gang
-
-    monkeypatch.setattr(orchestrator.session, "make_gang", seat)
-    monkeypatch.setattr(gang, "close", lambda: None)
     fault_plan.write([Fault(1, STEPS + 2, "forward", "NaN")])
     options = "--arch simple_cnn_bn --size 16 --batch-size 8 --epochs 3 --lr 0.02 --schedule constant --momentum 0.9"
     places = ["--data", pictures, "--data-dir", tmp_path, "--runs", tmp_path, "--name", "run", "--cache", "off"]
     with undisturbed():
-        ended = run_here(capsys, "launch", *options.split(), *places, "--local", "--on-nan", "rollback")
+        ended = run_here(capsys, "launch", *options.split(), *places, "--cpus", 2, "--on-nan", "rollback")
     assert ended.code == 0
     assert f"at step {STEPS + 2} (learning rate 0.02)" in ended.err
     assert ended.err.count("back to the last checkpoint, at half the rate") == fault_plan.fired() == 1

@@ -16,13 +16,22 @@ import pytest
 from safetensors.numpy import load_file
 
 from cluster.ray_cluster import PREFIX, refuse_strangers
+from cluster.ray_gang import RayGang
 from cluster.watchdog import LAST_WORDS
 from learner.errors import UserError
+from orchestrator.launch import main
+from tests import commands
+from tests.chaos.injector import Plan
 from tests.leftovers import shared_memory, wait_until_gone
 from tests.results import assert_same, history, scalars
 
 OPTIONS = ["--arch", "simple_cnn_bn", "--size", "16", "--batch-size", "8", "--epochs", "12", "--momentum", "0.9",
            "--augment", "crop", "--lr", "0.02", "--ema", "0.9", "--cache", "off", "--name", "run"]  # fmt: skip
+
+
+def places(pictures: Path, folder: Path) -> list[str]:
+    "Where a run finds its data, and leaves what it writes."
+    return ["--data", f"{pictures}", "--data-dir", f"{folder / 'cache'}", "--runs", f"{folder}"]
 
 
 class Launch:
@@ -31,9 +40,8 @@ class Launch:
     def __init__(self, pictures: Path, folder: Path, environment: dict[str, str], *more: str) -> None:
         self.path, self.temporary = folder / "run" / "version_0", folder / "temporary"
         self.temporary.mkdir(parents=True, exist_ok=True)
-        places = ["--data", f"{pictures}", "--data-dir", f"{folder / 'cache'}", "--runs", f"{folder}"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.launch", *OPTIONS, *places, *more],
+            [sys.executable, "-m", "orchestrator.launch", *OPTIONS, *places(pictures, folder), *more],
             env=environment | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -99,21 +107,22 @@ def start(pictures: Path, user_environment: dict[str, str]) -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start, tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    "A run on three workers that nothing befell."
-    launch = start(tmp_path_factory.mktemp("undisturbed"), "--cpus", "3")
-    assert launch.end() == (0, "")
-    launch.assert_nothing_is_left()
-    return launch
+def undisturbed(ray_gang: RayGang, fault_plan: Plan, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "The run that nothing befell, on the three workers that are there already."
+    folder = tmp_path_factory.mktemp("undisturbed")
+    fault_plan.write([])
+    with commands.undisturbed(), commands.on_gang(ray_gang):
+        assert main([*OPTIONS, *places(pictures, folder), "--cpus", "3"]) == 0
+    return folder / "run" / "version_0"
 
 
-def test_a_killed_worker_is_a_line_on_the_terminal(start, undisturbed: Launch, tmp_path: Path) -> None:
+def test_a_killed_worker_is_a_line_on_the_terminal(start, undisturbed: Path, tmp_path: Path) -> None:
     launch = start(tmp_path, "--cpus", "3")
     launch.until_row(3)
     killed = launch.workers()[1]
     os.kill(killed, signal.SIGKILL)
     assert launch.end() == (0, "")
-    assert_same(launch.path, undisturbed.path)
+    assert_same(launch.path, undisturbed)
     (line,) = (launch.path / "logs" / "faults.log").read_text().splitlines()
     told = line.split(" ", 2)[2]
     assert f"rank 1 (host {os.uname().nodename}, pid {killed}): the worker's process died" in told
@@ -133,12 +142,12 @@ def test_all_killed_at_once_begin_again_at_the_newest_checkpoint(start, undistur
     assert code == 0
     assert err.count("no worker is left: all begin again at the newest checkpoint") == 1 and "Traceback" not in err
     assert os.listdir(launch.path.parent) == ["version_0"]
-    assert_same(launch.path, undisturbed.path)
+    assert_same(launch.path, undisturbed)
     launch.assert_nothing_is_left()
 
 
 @pytest.mark.slow
-def test_a_killed_driver_then_a_preemption(start, undisturbed: Launch, tmp_path: Path) -> None:
+def test_a_killed_driver_then_a_preemption(start, undisturbed: Path, tmp_path: Path) -> None:
     "The same command with --autoresume goes on after each."
     first = start(tmp_path, "--cpus", "3", "--autoresume")
     first.until_row(3)
@@ -155,7 +164,7 @@ def test_a_killed_driver_then_a_preemption(start, undisturbed: Launch, tmp_path:
     second.assert_nothing_is_left()
     third = start(tmp_path, "--cpus", "3", "--autoresume")
     assert third.end() == (0, "")
-    assert_same(third.path, undisturbed.path)
+    assert_same(third.path, undisturbed)
     for launch in (third, first):
         launch.assert_nothing_is_left()
 
@@ -165,7 +174,7 @@ def test_a_killed_driver_then_a_preemption(start, undisturbed: Launch, tmp_path:
     ("number", "to"),
     [(signal.SIGTERM, "the group"), (signal.SIGTERM, "all processes"), (signal.SIGHUP, "all processes")],
 )
-def test_a_stop_that_all_processes_hear_of(start, undisturbed: Launch, tmp_path: Path, number: int, to: str) -> None:
+def test_a_stop_that_all_processes_hear_of(start, undisturbed: Path, tmp_path: Path, number: int, to: str) -> None:
     """As `kill -- -PGID`, systemd and SLURM send it: to the driver's group, or also to the workers, each in its own.
 
     SIGHUP is what comes as a terminal is closed.
@@ -181,7 +190,7 @@ def test_a_stop_that_all_processes_hear_of(start, undisturbed: Launch, tmp_path:
     launch.assert_nothing_is_left()
     resumed = start(tmp_path, "--cpus", "3", "--resume", "last")
     assert resumed.end() == (0, "")
-    assert_same(resumed.path, undisturbed.path)
+    assert_same(resumed.path, undisturbed)
 
 
 @pytest.mark.slow
@@ -266,7 +275,7 @@ def head(user_environment: dict[str, str]) -> Iterator[Head]:
 
 
 @pytest.mark.slow
-def test_the_head_of_a_cluster_is_restarted(head: Head, undisturbed: Launch, pictures: Path, tmp_path: Path) -> None:
+def test_the_head_of_a_cluster_is_restarted(head: Head, undisturbed: Path, pictures: Path, tmp_path: Path) -> None:
     """It can't be survived, since Ray forgets its cluster with it; but the same command goes on, once it is up again.
 
     Ray ends the driver without a word if that notices first that its machine's raylet is gone.
@@ -282,5 +291,5 @@ def test_the_head_of_a_cluster_is_restarted(head: Head, undisturbed: Launch, pic
     head.start()
     second = Launch(pictures, tmp_path, quick, *options)
     assert second.end() == (0, "")
-    assert_same(second.path, undisturbed.path)
+    assert_same(second.path, undisturbed)
     assert wait_until_gone(lambda: processes(first.process.pid) | processes(second.process.pid), 30) == {}

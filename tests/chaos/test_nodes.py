@@ -25,13 +25,15 @@ ray = own_ray()
 from ray.cluster_utils import Cluster
 from cluster.crew import Workers
 from cluster.faults import Tolerance
+from cluster.lean_ray import lean
 from cluster.messages import Chunk
 from cluster.ray_gang import RayGang
 
 job, folder = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
 more = int(sys.argv[3])  # machines that come once the workers have begun
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
-away = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+with lean(ray):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+    away = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 cluster.wait_for_nodes()
 said = []
 tolerance = Tolerance(wait=15.0 if more else 1.0, hang_after=5.0)
@@ -78,11 +80,13 @@ ray = own_ray()
 from ray.cluster_utils import Cluster
 from cluster.crew import Workers
 from cluster.faults import Tolerance
+from cluster.lean_ray import lean
 from cluster.messages import Chunk
 from cluster.ray_gang import RayGang
 
 job, folder = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+with lean(ray):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
 workers = Workers(3, 0.0, "gloo", cluster.address, at_least=2)
 gang = RayGang(job, workers, folder / "logs", Tolerance(wait=1.0), lambda text: None)
 sizes, losses = [], []

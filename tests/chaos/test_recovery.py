@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import orchestrator.session
 from cluster.checkpoint import Checkpoints
 from cluster.faults import NoneLeft, WorkersFailed
 from cluster.messages import Chunk, Job
@@ -19,7 +19,7 @@ from learner.data.files import Labelled
 from orchestrator.config import Config
 from orchestrator.launch import run
 from tests.chaos.injector import BEGIN, DEADLY, PHASES, Fault, Plan
-from tests.chaos.runs import STEPS, Run, chunks, columns, drive, go_on, threaten
+from tests.chaos.runs import STEPS, Run, chunks, columns, drive, go_on, is_told, threaten
 
 
 def test_two_at_once(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
@@ -47,19 +47,35 @@ def test_a_survivor_dies_in_the_recovery(
 
 
 def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> None:
-    "A run in which every epoch has faults of any kind at any place."
+    "A run in which each epoch has two faults: no two of them are of the same kind in the same phase."
     rng, epochs = random.Random(seed), faults // 2
     gang.start(job, 3)
     fault_plan.write([])
     wanted = drive(gang, epochs)
-    plan = []
-    for number in range(faults):
-        phase = rng.choice(PHASES[:-2])  # any step has these
-        plan.append(Fault(rng.randrange(3), number * STEPS // 2 + rng.randrange(3), phase, rng.choice(DEADLY)))
+    plan = [befalling(phase, kind, number, rng) for number, (phase, kind) in enumerate(pairs(rng, faults))]
     gang.start(job, 3)
+    said: list[str] = []
+    gang.notice = said.append
     threaten(gang, fault_plan, plan)
     assert drive(gang, epochs) == wanted
     assert fault_plan.fired() == faults
+    assert [fault for fault in plan if not any(is_told(fault, text) for text in said)] == [], said
+
+
+def pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    "So many phases and kinds: of each phase and of each kind as many as of any other, or one more; up to 42 differ."
+    phases, kinds = rng.sample(PHASES, len(PHASES)), rng.sample(DEADLY, len(DEADLY))
+    return [(phases[i % len(phases)], kinds[i % len(kinds)]) for i in range(count)]
+
+
+def befalling(phase: str, kind: str, number: int, rng: random.Random) -> Fault:
+    """One of the two faults of an epoch: at its end, if it is of that, or at a step once they are known to be short.
+
+    It is rank 0 who copies what it holds for a checkpoint.
+    """
+    epoch, half = divmod(number, 2)
+    step = STEPS if phase in ("validate", "checkpoint") else 3 + 2 * half + rng.randrange(2)
+    return Fault(0 if phase == "checkpoint" else rng.randrange(3), STEPS * epoch + step, phase, kind)
 
 
 def test_twenty_faults_in_one_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
@@ -121,20 +137,12 @@ def test_memory_that_all_ranks_lack_ends_the_run_with_all_completed_steps(
 
 
 def test_an_error_of_all_ranks_ends_a_run_at_the_step_where_it_came_twice(
-    gang: RayGang, fault_plan: Plan, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    gang: RayGang, on_ray_gang: None, fault_plan: Plan, pictures: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     "In the midst of an epoch: all begin again there, and in the end it is saved."
-
-    def make_gang(job: Job, devices: object, config: object, logs: Path, *told: object) -> RayGang:
-        (logs / "rank_0.log").touch()  # as its own workers would: the run has begun
-        gang.start(job, 3)
-        return gang
-
-    monkeypatch.setattr(orchestrator.session, "make_gang", make_gang)
-    monkeypatch.setattr(gang, "close", lambda: None)
     fault_plan.write([Fault(rank, STEPS + 2, "forward", "raise", times=2) for rank in range(3)])
-    config = Config(data=str(pictures), cpus=2, size=16, batch_size=8, epochs=2, lr=0.1, name="run",
+    config = Config(data=str(pictures), cpus=3, size=16, batch_size=8, epochs=2, lr=0.1, name="run",
                     runs=str(tmp_path), data_dir=str(tmp_path), cache="off")  # fmt: skip
     with pytest.raises(NoneLeft) as caught:
         run(config)
@@ -228,11 +236,21 @@ def test_the_same_error_twice_is_a_bug(gang: RayGang, fault_plan: Plan, chaos_jo
 
 
 def test_too_many_faults_end_the_run(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    "Of which the last is told at once, and not those whose collectives it broke."
     gang.start(chaos_job, 3)
     gang.tolerance = replace(gang.tolerance, max_restarts=1)
-    fault_plan.write([Fault(1, 2, "data", "exit"), Fault(2, 5, "data", "exit")])
-    with pytest.raises(WorkersFailed, match="2 faults of the kind 'died' are more than --max-restarts 1"):
-        drive(gang)
+    fault_plan.write([Fault(1, 2, "data", "exit")])
+    with pytest.raises(WorkersFailed) as caught:
+        for reports in gang.stream(chunks(True, 0, 1)):
+            if reports[0].chunk.step == 4:
+                killed, at = gang.places[2], time.monotonic()
+                os.kill(killed.pid, signal.SIGKILL)
+    assert time.monotonic() - at < 5
+    (death, *others), said = caught.value.failures, str(caught.value)
+    assert (death.rank, death.kind) == (2, "died") and all(failure.kind == "peer" for failure in others)
+    assert said.startswith(f"a worker failed: rank 2 (host {killed.host}, pid {killed.pid}): the worker's process died")
+    assert "Traceback" not in said
+    assert said.endswith("2 faults of the kind 'died' are more than --max-restarts 1 allows")
     assert gang.salvage() is not None
 
 

@@ -330,9 +330,9 @@ def test_no_cluster_at_the_address(here: Here, small: list[str]) -> None:
     refused(ended, 1, "no Ray cluster could be joined at 127.0.0.1:1: Connection refused", "ray start --head")
 
 
-def test_a_failing_worker_is_named_first(there: Here, small: list[str], folder: Path) -> None:
+def test_a_failing_worker_is_named_first(here: Here, on_ray_gang: None, small: list[str], folder: Path) -> None:
     file = spoilt(folder, "empty", part="val")  # the last of all is the last rank's
-    ended = there("launch", *small, "--data", folder, "--cpus", 2)
+    ended = here(*small, "--data", folder, "--cpus", 2)
     assert ended.code == 1
     first, *rest = ended.err.splitlines()
     assert re.fullmatch(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import evaluate
+from tests.commands import run_here
 
 
 def numbers(out: str) -> dict[str, float]:
@@ -45,10 +46,10 @@ def test_it_does_so_however_the_run_was_trained(small, here, tmp_path, options) 
     assert rates["loss"] == pytest.approx(row["valid_loss"], abs=1e-3 if "bf16" in options else 1e-5)
 
 
-def test_two_workers_count_what_one_counts(trained, there, capsys) -> None:
+def test_two_workers_count_what_one_counts(trained, on_ray_gang, capsys) -> None:
     assert evaluate.main([str(trained), "--local"]) == 0
     one = capsys.readouterr().out
-    ended = there("evaluate", trained, "--cpus", "2")
+    ended = run_here(capsys, "evaluate", trained, "--cpus", "2")
     assert (ended.code, ended.err) == (0, "")
     assert "2 CPU workers" in ended.out
     assert table(one) == table(ended.out)

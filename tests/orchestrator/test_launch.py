@@ -5,7 +5,6 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from learner.data.files import open_split
 from learner.data.images import decode
 from learner.data.normalize import Normalize
 from learner.models import build
+from tests.commands import run_there
 
 OPTIONS = "--arch simple_cnn_bn --size 24 --batch_size 8 --epochs 2 --lr auto --momentum 0.9 --augment --seed 3"
 TAGS = {
@@ -56,14 +56,14 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def runs(there: Callable[..., Any], pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    "The same run in one process and on two workers."
+def runs(user_environment: dict[str, str], pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    "The same run in one process and on two workers; neither needs a home folder, nor writes there: /proc lets nobody."
     folder, done = tmp_path_factory.mktemp("launch"), {}
+    homeless = user_environment | {"HOME": "/proc", "MPLCONFIGDIR": str(folder)}
     for name, how in (("local", ["--local"]), ("two", ["--cpus", "2"])):
         began = time.time()
-        ended = there(
-            "launch", *OPTIONS.split(), *how, "--data", pictures, "--data-dir", folder, "--runs", folder, "--name", name
-        )
+        places = ["--data", pictures, "--data-dir", folder, "--runs", folder, "--name", name]
+        ended = run_there(homeless, "launch", *OPTIONS.split(), *how, *places)
         assert (ended.code, ended.err) == (0, "")
         done[name] = Run(ended.out, folder / name / "version_0", began)
     return done

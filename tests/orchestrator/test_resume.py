@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -478,17 +479,26 @@ def test_a_disk_that_refuses_the_checkpoint_is_a_warning(data, uninterrupted, tm
     assert_same(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_real_signal_saves_and_says_how_to_go_on(number, code, data, tmp_path) -> None:
-    command = [sys.executable, "-m", "orchestrator.launch", *OPTIONS, "--data", f"{data}", "--runs", f"{tmp_path}",
-               "--data-dir", str(data.parent / "cache"), "--epochs", "100000"]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        for line in process.stdout:
-            if line.startswith("3 "):  # the fourth epoch's row: training is under way
-                process.send_signal(number)
-                break
-        process.stdout.read()
-        assert process.wait(30) == code
-        assert "go on with the same command and --resume last" in process.stderr.read()
-    assert list((tmp_path / "run" / "version_0" / "checkpoints").glob("step_*"))
+def test_a_real_signal_saves_and_says_how_to_go_on(data, tmp_path) -> None:
+    "Each to a run of its own; all start at once."
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+    with ExitStack() as stack:
+        runs = {
+            number: stack.enter_context(subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.launch", *OPTIONS, "--data", f"{data}", "--epochs", "100000",
+                 "--data-dir", str(data.parent / "cache"), "--runs", f"{tmp_path / str(code)}"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            ))
+            for number, code in codes.items()
+        }  # fmt: skip
+        for number, process in runs.items():
+            assert process.stdout is not None and process.stderr is not None
+            for line in process.stdout:
+                if line.startswith("3 "):  # the fourth epoch's row: training is under way
+                    process.send_signal(number)
+                    break
+            process.stdout.read()
+            assert process.wait(30) == codes[number]
+            assert "go on with the same command and --resume last" in process.stderr.read()
+            folder = tmp_path / str(codes[number]) / "run" / "version_0" / "checkpoints"
+            assert list(folder.glob("step_*"))

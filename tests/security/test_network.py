@@ -13,7 +13,7 @@ import pytest
 
 from cluster.ray_cluster import JoinedCluster, has_token, lets_strangers_in
 from learner.errors import UserError
-from tests.commands import ray_head
+from tests.commands import Ended, ray_head
 
 
 def test_ray_runs_with_a_token_of_its_own_and_serves_no_pages(ray_gang: Any, descendants: Callable[..., Any]) -> None:
@@ -94,17 +94,6 @@ def test_a_cluster_that_was_not_joined_leaves_no_run_directory(
     assert not (tmp_path / "runs" / "x").exists()
 
 
-def test_a_run_neither_writes_to_the_home_folder_nor_needs_one(
-    arguments: list[str], user_environment: dict[str, str], tmp_path: Path
-) -> None:
-    "Not even root can write into /proc."
-    arguments.remove("--local")
-    environment = user_environment | {"HOME": "/proc", "MPLCONFIGDIR": str(tmp_path)}
-    line = [sys.executable, "-m", "orchestrator.launch", *arguments, "--cpus", "2"]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_a_token_that_may_not_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -131,27 +120,43 @@ cluster.close()
 """
 
 
-@pytest.mark.parametrize("settings", [{}, {"RAY_AUTH_TOKEN": "ab" * 32}, {"RAY_AUTH_MODE": "disabled"}], ids=str)
+USERS = {
+    "sets nothing": {},
+    "has a token": {"RAY_AUTH_TOKEN": "ab" * 32},
+    "wants none": {"RAY_AUTH_MODE": "disabled"},
+    "wants one": {"RAY_AUTH_MODE": "token"},
+}
+
+
+@pytest.fixture(scope="module")
+def joined(open_head: str, user_environment: dict[str, str]) -> dict[str, Ended]:
+    "What those who join that cluster are told, by what they have set; all at once."
+    started = {
+        user: subprocess.Popen(
+            [sys.executable, "-c", JOIN, open_head], env=user_environment | {"HOME": "/nowhere"} | settings,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for user, settings in USERS.items()
+    }  # fmt: skip
+    told = {user: process.communicate(timeout=60) for user, process in started.items()}
+    return {user: Ended(process.returncode, *told[user]) for user, process in started.items()}
+
+
+@pytest.mark.parametrize("user", [user for user in USERS if user != "wants one"])
 def test_joining_a_cluster_without_a_token_says_what_is_exposed(
-    open_head: str, user_environment: dict[str, str], settings: dict[str, str]
+    open_head: str, joined: dict[str, Ended], user: str
 ) -> None:
     "Whatever the user has set: it is the cluster that is open."
-    line, env = [sys.executable, "-c", JOIN, open_head], user_environment | {"HOME": "/nowhere"} | settings
-    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    (warning,) = done.stdout.splitlines()
+    ended = joined[user]
+    assert (ended.code, ended.err) == (0, "")
+    (warning,) = ended.out.splitlines()
     assert f"the Ray cluster at {open_head} asks for no token" in warning
     assert "whoever reaches that port can run code on all its machines" in warning
     assert "RAY_AUTH_TOKEN" in warning
 
 
-def test_a_token_that_is_asked_for_and_missing_is_one_sentence(
-    open_head: str, user_environment: dict[str, str]
-) -> None:
-    line = [sys.executable, "-c", JOIN, open_head]
-    env = user_environment | {"HOME": "/nowhere", "RAY_AUTH_MODE": "token"}
-    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
-    told = done.stderr.splitlines()[-1]
+def test_a_token_that_is_asked_for_and_missing_is_one_sentence(open_head: str, joined: dict[str, Ended]) -> None:
+    told = joined["wants one"].err.splitlines()[-1]
     assert told.startswith(f"learner.errors.UserError: no Ray cluster could be joined at {open_head}: Token auth")
     assert told.endswith("is its token here (RAY_AUTH_TOKEN)?")
 
