@@ -49,7 +49,7 @@ def command(
         print(f"\ninterrupted: workers are stopped, {kept}", file=sys.stderr)
         return 130
     except UserError as error:
-        told = [str(error), *getattr(error, "__notes__", [])]
+        told = [str(error), *_notes(error)]
         text = ("\n" if "\n" in told[0] else "; ").join(told)
         return _fail(text, 2 if isinstance(error, UsageError) else 1, debug)
     except MemoryError as error:
@@ -57,7 +57,11 @@ def command(
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""
-        return _fail(f"{error.strerror or error}{place}; {remedy}{kept}", 1, debug)
+        return _fail("; ".join([f"{error.strerror or error}{place}", f"{remedy}{kept}", *_notes(error)]), 1, debug)
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def leave(code: int) -> NoReturn:
