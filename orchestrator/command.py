@@ -7,22 +7,31 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from learner.errors import UsageError, UserError, printable
-from orchestrator.command_line import parse
 from orchestrator.stop import Interrupted, too_late
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
 
 # what is left where a command is cut short: one that trains, one that looks at a finished run
 KEPT = "epochs that were done, if any, are in history.csv"
 UNCHANGED = "the run's files are as they were"
 
 
+def options(argv: Sequence[str], name: str) -> Config:
+    "The command line as a Config."
+    from orchestrator.command_line import parse  # here, where a Ctrl-C is heard: it takes longer than all before
+
+    return parse(argv, name)
+
+
 def command(
     name: str,
     run: Callable[[Any], object],
     argv: Sequence[str] | None = None,
-    read: Callable[[Sequence[str], str], Any] = parse,
+    read: Callable[[Sequence[str], str], Any] = options,
     kept: str = KEPT,
 ) -> int:
     """`read` the command line of `python -m orchestrator.NAME` and `run` what it asks for.

@@ -6,9 +6,12 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from orchestrator.command import command
-from orchestrator.config import Config
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
 
 
 def run(config: Config) -> dict[str, float | None]:
