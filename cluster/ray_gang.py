@@ -263,10 +263,11 @@ class RayGang:
         lacking = [rank for rank, member in enumerate(self.seated) if self.newest and member not in self.newest]
         if lacking:
             source = next(rank for rank, member in enumerate(self.seated) if member in self.newest)
-            snapshot = self.calls.ask("snapshot", ranks=[source])
-            failures = failed(self._answers(snapshot))
-            failures = failures or failed(self._answers(self.calls.ask("load", snapshot[source], ranks=lacking)))
-            if failures:
+            answers = self._answers(self.calls.ask("snapshot", ranks=[source]))
+            if failures := failed(answers):
+                return failures
+            state = self.ray.put(answers[source])  # here: the source's machine may be cut off before they have it
+            if failures := failed(self._answers(self.calls.ask("load", state, ranks=lacking))):
                 return failures
         for member in self.seated:
             member.at_work = True
