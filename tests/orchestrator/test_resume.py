@@ -420,6 +420,7 @@ def test_a_bad_image_may_be_skipped_from_where_it_stopped_a_run(data, tmp_path, 
     [
         (["--resume", "last", "--lr", "0.5"], "was begun with --lr 0.1, not 0.5"),
         (["--resume", "last", "--batch-size", "9"], "was begun with --batch-size 8, not 9"),
+        (["--resume", "last", "--activations"], "was begun without --activations; resume it"),
         (["--resume", "nowhere"], "--resume nowhere: there is no run in nowhere"),
         (["--resume", "last", "--name", "other"], "--resume last: there is no run in"),
     ],
