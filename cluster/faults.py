@@ -22,7 +22,7 @@ STARTING = 60.0  # what a rank may need more to begin: it imports, builds its mo
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
 FACTOR = 10.0  # how many of the slowest of late one step may last before it counts as a hang
 FIRST = 5.0  # how many times as long as else the first steps may last, of which none is known yet, and all is cold
-TOO_LARGE = "free some, or begin anew with a lower --size or --batch-size"
+TOO_LARGE = "free some, or begin anew with a lower --size or --batch-size (--resume keeps both)"
 
 
 @dataclass(frozen=True)
