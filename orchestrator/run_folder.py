@@ -93,8 +93,8 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         "Write a JSON file that people can read."
-        self._texts[name] = _text(content)
-        write_aside(self.path / name, self._texts[name])
+        write_aside(self.path / name, _text(content))
+        self._texts[name] = _text(content)  # only now: what was never there is not gone
 
     def restore(self) -> bool:
         "Make the directory and its JSON files again where somebody has removed them; whether that was so."

@@ -108,6 +108,19 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
     assert file.read_bytes() == b"new"
 
 
+def test_what_the_disk_refused_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A model is written all the same, and nobody is told that the folder was removed."
+    folder = RunFolder.create(tmp_path / "n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: os.stat("/nowhere"))
+        with pytest.raises(FileNotFoundError):
+            folder.write_json("startup.json", {})
+    assert not folder.restore()
+    folder.write_json("startup.json", {})
+    (folder.path / "startup.json").unlink()
+    assert folder.restore()
+
+
 def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"old")
