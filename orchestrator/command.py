@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -47,6 +48,7 @@ def command(
         sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments
     try:
+        _refuse_lost_place()
         config = read(arguments, name)
         debug = debug or getattr(config, "debug", False)
         run(config)
@@ -77,6 +79,14 @@ def leave(code: int) -> NoReturn:
     "Exit; a Ctrl-C that comes now changes nothing any more."
     too_late()
     sys.exit(code)
+
+
+def _refuse_lost_place() -> None:
+    "Libraries fail in their own ways where the folder that a command is called in has been removed."
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the folder that this is called in was removed: cd to one that is there") from None
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
