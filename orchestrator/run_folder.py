@@ -62,8 +62,9 @@ class RunFolder:
 
     def release(self) -> None:
         "Let others train here."
-        for aside in self.path.glob(f".model.*.{os.getpid()}"):  # reserved, and not needed
-            aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that can only be read by now
+            for aside in self.path.glob(f".model.*.{os.getpid()}"):  # reserved, and not needed
+                aside.unlink(missing_ok=True)
         if self._claim is not None:
             os.close(self._claim)
             self._claim = None

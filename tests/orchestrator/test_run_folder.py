@@ -157,6 +157,21 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
     RunFolder(folder.path).claim()
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_was_reserved_and_not_needed_is_given_back(tmp_path: Path, monkeypatch, read_only: bool) -> None:
+    "And the folder is released in any case: another error, such as that of the disk, may be on its way."
+    folder = RunFolder.create(tmp_path / "run")
+    folder.claim()
+    before = sorted(folder.path.iterdir())
+    folder.reserve_model({"w": np.zeros(9, np.float32)}, {"arch": "linear"})
+    assert sum(path.stat().st_size for path in folder.path.glob(".model.*")) > 36
+    if read_only:
+        monkeypatch.setattr(Path, "unlink", lambda *_, **__: os.stat("/nowhere"))
+    folder.release()
+    RunFolder(folder.path).claim()
+    assert (sorted(folder.path.iterdir()) == before) != read_only
+
+
 def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     begun, never, alone = RunFolder.create(tmp_path / "n"), RunFolder.create(tmp_path / "n"), tmp_path / "alone"
     (begun.logs / "rank_0.log").touch()
