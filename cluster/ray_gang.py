@@ -263,10 +263,13 @@ class RayGang:
         lacking = [rank for rank, member in enumerate(self.seated) if self.newest and member not in self.newest]
         if lacking:
             source = next(rank for rank, member in enumerate(self.seated) if member in self.newest)
-            answers = self._answers(self.calls.ask("snapshot", ranks=[source]))
+            snapshot = self.calls.ask("snapshot", ranks=[source])
+            answers = self._answers(snapshot)
             if failures := failed(answers):
                 return failures
-            state = self.ray.put(answers[source])  # here: the source's machine may be cut off before they have it
+            state = snapshot[source]
+            if self.seated[source].place.node != self.store.meeting.host:  # which may be cut off before they have it
+                state = self.ray.put(answers[source])
             if failures := failed(self._answers(self.calls.ask("load", state, ranks=lacking))):
                 return failures
         for member in self.seated:
