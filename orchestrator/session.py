@@ -156,13 +156,14 @@ def prepared(config: Config, again: bool) -> Iterator[Prepared]:
     folder = RunFolder(run) if run else RunFolder.create(parent)
     try:
         folder.claim()
+        if run:
+            folder.sweep()  # first: on a full disk, what was reserved there is the room to go on in
         if not again:
             report_configuration(config, devices, split, plan, folder, job.channels, found)
         job = dataclasses.replace(job, store=make_store(config, split, job.channels))
         if started_from:
             print(started_from, end="\n\n")
         if run:
-            folder.sweep()
             folder.write_history(standing.rows)
             print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
         yield Prepared(devices, split, job, plan, folder, run is not None, checkpoint, standing)
