@@ -115,7 +115,7 @@ class Checkpoints:
         Later ones are passed over as broken, or are gone by the time that the run gets there again: not to be counted.
         """
         newest = {entry.step: entry.folder for entry in self._entries() if entry.step <= step}
-        kept = [*list(newest.values())[-self.keep :], newest.get(best)]
+        kept = [*list(newest.values())[-self.keep :], newest.get(best) if best else None]
         for entry in self._entries():
             if entry.step <= step and entry.folder not in kept:
                 shutil.rmtree(entry.folder, ignore_errors=True)

@@ -50,6 +50,7 @@ class Member:
     answer: Any
     place: Place = NOWHERE
     at_work: bool = False  # it has a Worker for the job of now
+    unfit: bool = False  # it could not begin, nor is another one to try
     ended: str = ""  # why it had to be ended
 
 
@@ -145,7 +146,7 @@ class Crew:
     def replace(self, gone: set[Member], wait: float) -> None:
         "Put others, of those that are up within `wait` seconds, into the seats of those that are gone."
         for member in gone:
-            self.dismiss(member, replace=True)
+            self.dismiss(member, replace=not member.unfit)
         deadline = time.monotonic() + wait
         seats = [
             self.take(max(0.0, deadline - time.monotonic())) if member in gone else member for member in self.seated

@@ -22,7 +22,7 @@ STARTING = 60.0  # what a rank may need more to begin: it imports, builds its mo
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time
 FACTOR = 10.0  # how many of the slowest of late one step may last before it counts as a hang
 FIRST = 5.0  # how many times as long as else the first steps may last, of which none is known yet, and all is cold
-TOO_LARGE = "free some, or begin anew with a lower --size or --batch-size"
+TOO_LARGE = "free some, or begin anew with a lower --size or --batch-size (--resume keeps both)"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def verdict(incident: Incident, before: Sequence[Incident], tolerance: Tolerance
     errors = {(old.message, old.step) for one in before for old in one if old.kind == "error"}
     for failure in incident:
         if failure.kind == "error" and (failure.message, failure.step) in errors:
-            return f"the same error came at step {failure.step} before, in another process: this is a bug"
+            when = f"at step {failure.step}" if failure.step >= 0 else "at the start"
+            return f"the same error came {when} before, in another process: this is a bug"
     lacking = [failure.step for failure in incident if failure.kind == "memory"]
     lacked = [old.step for one in before for old in one if old.kind == "memory"]
     if len(lacking) > 1 or {*lacking} & {*lacked}:
@@ -186,6 +187,20 @@ def verdict(incident: Incident, before: Sequence[Incident], tolerance: Tolerance
         if count > tolerance.max_restarts:
             return f"{count} faults of the kind {kind!r} are more than --max-restarts {tolerance.max_restarts} allows"
     return None
+
+
+def unfit(
+    incident: Incident, before: Sequence[Incident], tolerance: Tolerance, joining: Collection[int], surplus: int
+) -> set[int]:
+    """The ranks of an incident whose places stay empty, as if no replacement were to be had.
+
+    They were only `joining`, and could not begin, at which the run must not end: if it has a `surplus` of so many
+    ranks, and would go on without them. None as long as a fault is put up with: another process may take the place.
+    """
+    found = {failure.rank for failure in incident if failure.rank in joining and failure.kind != "peer"}
+    others = [failure for failure in incident if failure.rank not in found]
+    needless = verdict(incident, before, tolerance) is not None and verdict(others, before, tolerance) is None
+    return found if needless and len(found) <= surplus else set()
 
 
 def kinds(incident: Incident) -> list[str]:

@@ -116,7 +116,7 @@ def start_watchdog(*folder: str) -> subprocess.Popen[bytes]:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def _leave_in_peace(dog: subprocess.Popen[bytes]) -> None:

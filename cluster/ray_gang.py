@@ -22,6 +22,7 @@ from cluster.faults import (
     WorkersFailed,
     agree,
     holders,
+    unfit,
     verdict,
 )
 from cluster.gang import Seat
@@ -210,12 +211,15 @@ class RayGang:
         )
 
     def _make_up_for(self, failures: Sequence[Failure], holding: bool = False) -> list[str]:
-        """Replace the ranks that failed, as far as the tolerance goes; what is to be said of them.
+        """Replace the ranks that failed, or do without, as far as the tolerance goes; what is to be said of them.
 
         Where there is a state that ranks are `holding`, one of them must be left.
         """
         culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
-        reason = verdict(culprits, self.incidents, self.tolerance)
+        joining = [rank for rank, member in enumerate(self.seated) if not member.at_work]
+        fewest = self.tolerance.min_workers if holding else self.crew.workers.at_least or self.wanted
+        empty = unfit(culprits, self.incidents, self.tolerance, joining, self.world_size - fewest)
+        reason = verdict([one for one in culprits if one.rank not in empty], self.incidents, self.tolerance)
         self.incidents.append(culprits)
         if reason is not None:
             raise WorkersFailed(failures, reason)
@@ -223,6 +227,8 @@ class RayGang:
         if holding and not self.newest - gone:
             raise NoneLeft(failures)  # but `salvage` asks them
         self.newest -= gone
+        for rank in empty:
+            self.seated[rank].unfit = True
         self._replace(gone, failures)
         return [f"{failure}".splitlines()[0] for failure in culprits]
 
@@ -258,9 +264,13 @@ class RayGang:
         if lacking:
             source = next(rank for rank, member in enumerate(self.seated) if member in self.newest)
             snapshot = self.calls.ask("snapshot", ranks=[source])
-            failures = failed(self._answers(snapshot))
-            failures = failures or failed(self._answers(self.calls.ask("load", snapshot[source], ranks=lacking)))
-            if failures:
+            answers = self._answers(snapshot)
+            if failures := failed(answers):
+                return failures
+            state = snapshot[source]
+            if self.seated[source].place.node != self.store.meeting.host:  # which may be cut off before they have it
+                state = self.ray.put(answers[source])
+            if failures := failed(self._answers(self.calls.ask("load", state, ranks=lacking))):
                 return failures
         for member in self.seated:
             member.at_work = True

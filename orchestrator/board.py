@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,8 +34,7 @@ class Board:
 
     def _open(self, first_step: int | None = None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        await_new_second(self.folder)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        name = f"events.out.tfevents.{new_second(self.folder):010d}.{socket.gethostname()}.{os.getpid()}"
         self.file = open(self.folder / name, "xb")  # noqa: SIM115
         self._write([event(file_version="brain.Event:2")])
         if first_step is not None:
@@ -104,10 +104,13 @@ def scalar_events(first: int, rows: Iterable[Mapping[str, float]]) -> Iterator[b
             yield message.SerializeToString()
 
 
-def await_new_second(folder: Path) -> None:
-    "Let a second begin that no event file is named after: TensorBoard reads a run's files in the order of their names."
-    while any(folder.glob(f"*.tfevents.{int(time.time())}.*")):
-        time.sleep(0.02)
+def new_second(folder: Path) -> int:
+    """What to name an event file after: now, or a second behind all that are there, whatever the clock says by now.
+
+    TensorBoard reads a run's files in the order of their names.
+    """
+    there = (re.search(r"\.tfevents\.(\d{10})\.", path.name) for path in folder.glob("*.tfevents.*"))
+    return max([int(time.time()), *(int(found[1]) + 1 for found in there if found)])
 
 
 def add_pictures(run: Path, pictures: Mapping[str, Image]) -> None:

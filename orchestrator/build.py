@@ -90,7 +90,11 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
         if automatic and not known and size > shutil.disk_usage(parent).free / 2:
             raise UserError(f"{size / 2**20:.0f} MiB would take more than half of what is free in {parent}")
         print(f"decoded images are kept: {size / 2**20:.0f} MiB in {parent / name}, ", end="", flush=True)
-        print(f"{Store(parent / name, len(files), *shape).filled} of {len(files)} are there\n")
+        outcome = "which can't be"
+        try:
+            outcome = f"{Store(parent / name, len(files), *shape).filled} of {len(files)} are there\n"
+        finally:
+            print(outcome, flush=True)
     except (OSError, UserError) as error:
         if not automatic:
             raise UsageError(f"--cache {config.cache} is not possible: {error}") from error

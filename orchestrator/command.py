@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from learner.errors import UsageError, UserError, printable
-from orchestrator.command_line import parse
 from orchestrator.stop import Interrupted, too_late
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
 
 # what is left where a command is cut short: one that trains, one that looks at a finished run
 KEPT = "epochs that were done, if any, are in history.csv"
 UNCHANGED = "the run's files are as they were"
 
 
+def options(argv: Sequence[str], name: str) -> Config:
+    "The command line as a Config."
+    from orchestrator.command_line import parse  # here, where a Ctrl-C is heard: it takes longer than all before
+
+    return parse(argv, name)
+
+
 def command(
     name: str,
     run: Callable[[Any], object],
     argv: Sequence[str] | None = None,
-    read: Callable[[Sequence[str], str], Any] = parse,
+    read: Callable[[Sequence[str], str], Any] = options,
     kept: str = KEPT,
 ) -> int:
     """`read` the command line of `python -m orchestrator.NAME` and `run` what it asks for.
@@ -38,6 +48,7 @@ def command(
         sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments
     try:
+        _refuse_lost_place()
         config = read(arguments, name)
         debug = debug or getattr(config, "debug", False)
         run(config)
@@ -49,7 +60,7 @@ def command(
         print(f"\ninterrupted: workers are stopped, {kept}", file=sys.stderr)
         return 130
     except UserError as error:
-        told = [str(error), *getattr(error, "__notes__", [])]
+        told = [str(error), *_notes(error)]
         text = ("\n" if "\n" in told[0] else "; ").join(told)
         return _fail(text, 2 if isinstance(error, UsageError) else 1, debug)
     except MemoryError as error:
@@ -57,13 +68,25 @@ def command(
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""
-        return _fail(f"{error.strerror or error}{place}; {remedy}{kept}", 1, debug)
+        return _fail("; ".join([f"{error.strerror or error}{place}", f"{remedy}{kept}", *_notes(error)]), 1, debug)
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def leave(code: int) -> NoReturn:
     "Exit; a Ctrl-C that comes now changes nothing any more."
     too_late()
     sys.exit(code)
+
+
+def _refuse_lost_place() -> None:
+    "Libraries fail in their own ways where the folder that a command is called in has been removed."
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the folder that this is called in was removed: cd to one that is there") from None
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

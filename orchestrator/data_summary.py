@@ -6,9 +6,12 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.command import command
-from orchestrator.config import Config
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
 
 
 def run(config: Config) -> Path:

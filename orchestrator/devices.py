@@ -65,7 +65,12 @@ def _choose(config: Config, visible: int) -> Devices:
         hint = ", or share what there is with --backend gloo" if visible else ""
         raise UsageError(f"--gpus {config.gpus}: {visible} GPUs are visible; train on CPUs with --cpus {count}{hint}")
     _check_local(config, count)
-    _check_spares(config, count, len(ids) if ids else visible)
+    if config.spares and ids:
+        raise UsageError(
+            f"--spares {config.spares}: --gpus {config.gpus} is a worker on each, and leaves none for a spare; give a "
+            "count, --gpus N, and name those that it may use in CUDA_VISIBLE_DEVICES"
+        )
+    _check_spares(config, count, visible)
     return Devices(count, share(count, visible), config.backend or "nccl", ids, count == 1)
 
 

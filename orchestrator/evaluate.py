@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.command import UNCHANGED, command
-from orchestrator.command_line import EXAMINE, run_parser
 
 DESCRIPTION = "Measure the model of a finished run, by default on the validation part of the data it was trained on."
 
 
 def read(argv: Sequence[str], name: str) -> dict[str, Any]:
     "The command line, by name."
+    from orchestrator.command_line import EXAMINE, run_parser
+
     return run_parser(name, DESCRIPTION, EXAMINE).read(argv)
 
 

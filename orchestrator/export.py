@@ -9,7 +9,6 @@ from typing import Any
 
 from learner.errors import UsageError
 from orchestrator.command import UNCHANGED, command
-from orchestrator.command_line import run_parser
 
 DESCRIPTION = "Write a finished run's model as a file that runs without this package."
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
@@ -17,6 +16,8 @@ SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 
 def read(argv: Sequence[str], name: str) -> dict[str, Any]:
     "The command line, by name."
+    from orchestrator.command_line import run_parser
+
     parser = run_parser(name, DESCRIPTION)
     parser.add_argument(
         "--format",

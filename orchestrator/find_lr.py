@@ -5,20 +5,30 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from orchestrator.command import command
-from orchestrator.config import Config
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
 
 
 def run(config: Config) -> dict[str, float | None]:
     "Test rates on the data, model and workers of `config`; what each rule suggests."
+    from learner.errors import UsageError
     from learner.figures import lr_curve
     from learner.lr_range import suggest
     from orchestrator.lr_finder import suggestion
     from orchestrator.run_folder import LR_CURVE
     from orchestrator.session import open_session
 
-    with open_session(config) as session:
+    if config.resume is not None:
+        raise UsageError(
+            f"--resume {config.resume}: a range test goes on with no run, and changes none; --init RUN begins with "
+            "that run's weights"
+        )
+    with open_session(replace(config, autoresume=False)) as session:
         test = session.range_test()
         best, found = suggestion(test), suggest(test)
         session.show_range_test(test, best)

@@ -32,6 +32,7 @@ def fit(session: Session) -> dict[str, Any]:
     if standing.lr is None and config.on_nan == "rollback":
         session.save_checkpoint(Standing(lr=rate))  # the first that there is to go back to
     course = Course(session, rate)
+    course.reserve()
     with Stop() as stop:
         session.gang.heed(stop)
         try:
@@ -58,6 +59,10 @@ class Course:
             self.best.row = None  # the disk refused its model
         self.unsaved: dict[str, np.ndarray] | None = None  # the best model, until the disk takes it
 
+    def reserve(self) -> None:
+        "Have room for the model on the disk, whatever fills it until then."
+        self.session.tracker.record("what keeps room for the model", self.session.reserve_model)
+
     def standing(self, place: Place) -> Standing:
         "What there is to say of the run at that place, to go on from there."
         return Standing(place, tuple(self.rows), self.rate)
@@ -75,17 +80,22 @@ class Course:
             self.unsaved = self.session.model()
         if self.unsaved and self.session.tracker.record("the model", self.session.save_model, self.unsaved):
             self.unsaved = None
+            self.reserve()  # for the next best
         self.session.save_checkpoint(self.standing(Place(row["epoch"] + 1)))
         return not self.best.exhausted
 
     def end(self) -> dict[str, Any]:
         "Save the last model, or the best if that is still to be done; its row."
-        if not self.session.config.save_best or self.best.row is None:
-            self.session.save_model(self.session.model())
-            return self.rows[-1]
-        if self.unsaved:
-            self.session.save_model(self.unsaved)
-        return self.best.row
+        row, tensors = self.best.row, self.unsaved
+        if not self.session.config.save_best or row is None:
+            row, tensors = self.rows[-1], self.session.model()
+        try:
+            if tensors:
+                self.session.save_model(tensors)
+        except OSError as error:
+            error.add_note(_where_to_find(self))
+            raise
+        return row
 
 
 def _keep(course: Course, stopped: Stopped, stop: Stop) -> NoReturn:
@@ -122,10 +132,25 @@ def _rescue(course: Course, place: Place, cause: UserError) -> bool:
 
 
 def _where_to_go_on(session: Session) -> str:
-    "What is left of a run whose standing could not be saved, once what was under way is written."
+    "What is left of a run whose standing could not be saved."
+    step = _newest_step(session)
+    return "it could not be saved" + (f"; --resume last goes on at step {step}" if step is not None else "")
+
+
+def _where_to_find(course: Course) -> str:
+    "What is left of a model that could not be written."
+    step, last = _newest_step(course.session), len(course.rows) * course.session.plan.train_batches
+    if step is None:
+        return "no checkpoint is there to go on from"
+    does = "writes the model, and trains nothing again" if step == last else f"goes on at step {step} of {last}"
+    return f"then the same command with --resume last {does}"
+
+
+def _newest_step(session: Session) -> int | None:
+    "The step of the newest checkpoint, once what was under way is written."
     session.saver.finish()
     checkpoint = newest_checkpoint(session.folder.path, begin_again=True)
-    return "it could not be saved" + (f"; --resume last goes on at step {checkpoint.step}" if checkpoint else "")
+    return checkpoint.step if checkpoint else None
 
 
 def _halve_rate(session: Session) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from learner.errors import UsageError
 from orchestrator.command import UNCHANGED, command
-from orchestrator.command_line import EXAMINE, positive, run_parser
 
 DESCRIPTION = "Show where a finished run's model errs: confusion matrix, most confused classes, top losses, classes."
 TOP, MOST = 24, 120
@@ -18,6 +17,8 @@ FOLDER = "interpret"
 
 def read(argv: Sequence[str], name: str) -> dict[str, Any]:
     "The command line, by name."
+    from orchestrator.command_line import EXAMINE, positive, run_parser
+
     parser = run_parser(name, DESCRIPTION, EXAMINE)
     text = f"how many images and pairs the pictures show (default: {TOP}, at most {MOST})"
     parser.add_argument("--top", metavar="N", type=positive, help=text)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.command import command, leave
-from orchestrator.config import Config
 from orchestrator.stop import signals_as_before
 from orchestrator.terminal import enduring_output
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
 
 
 @signals_as_before()

@@ -10,7 +10,6 @@ from typing import Any
 
 from learner.errors import UserError
 from orchestrator.command import UNCHANGED, command
-from orchestrator.command_line import positive, run_parser
 
 DESCRIPTION = "Say what images show: their likeliest classes, each with its probability."
 TOP, BATCH = 3, 64
@@ -18,6 +17,8 @@ TOP, BATCH = 3, 64
 
 def read(argv: Sequence[str], name: str) -> dict[str, Any]:
     "The command line, by name."
+    from orchestrator.command_line import positive, run_parser
+
     parser = run_parser(name, DESCRIPTION)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image, or a folder of images")
     parser.add_argument(

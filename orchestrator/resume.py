@@ -147,10 +147,12 @@ def _refuse_changes(config: Config, run: Path) -> None:
     before = read_object(run / CONFIG)
     changed = [name for name, value in dataclasses.asdict(config).items() if before.get(name, value) != value]
     if strict := [name for name in changed if name not in FREE]:
-        name = strict[0]
+        name, now = strict[0], getattr(config, strict[0])
+        what = f"with {flag(name)} {shown(before[name])}, not {now}"
+        if type(now) is bool:
+            what = f"{'without' if now else 'with'} {flag(name)}"
         raise UsageError(
-            f"{run} was begun with {flag(name)} {shown(before[name])}, not {getattr(config, name)}; "
-            "resume it with the same options, or leave --resume out to begin anew"
+            f"{run} was begun {what}; resume it with the same options, or leave --resume out to begin anew"
         )
 
 

@@ -20,6 +20,7 @@ from learner.errors import UsageError
 from learner.reading import read_bytes
 
 ASIDE = re.compile(r"\..+\.\d+")  # .NAME.PID: where this and cluster/checkpoint.py write what is to be NAME
+MODEL, ABOUT = "model.safetensors", "model.json"
 LR_CURVE = "lr_finder.csv"
 BAD_IMAGES = "bad_images.csv"
 LIST_LIMIT = 2**28  # bytes
@@ -61,6 +62,9 @@ class RunFolder:
 
     def release(self) -> None:
         "Let others train here."
+        with suppress(OSError):  # a disk that can only be read by now
+            for aside in self.path.glob(f".model.*.{os.getpid()}"):  # reserved, and not needed
+                aside.unlink(missing_ok=True)
         if self._claim is not None:
             os.close(self._claim)
             self._claim = None
@@ -90,8 +94,8 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         "Write a JSON file that people can read."
-        self._texts[name] = json.dumps(content, indent=2).encode() + b"\n"
-        write_aside(self.path / name, self._texts[name])
+        write_aside(self.path / name, _text(content))
+        self._texts[name] = _text(content)  # only now: what was never there is not gone
 
     def restore(self) -> bool:
         "Make the directory and its JSON files again where somebody has removed them; whether that was so."
@@ -127,15 +131,28 @@ class RunFolder:
     @property
     def has_model(self) -> bool:
         "Whether a model was written."
-        return (self.path / "model.safetensors").exists()
+        return (self.path / MODEL).exists()
+
+    def reserve_model(self, tensors: dict[str, np.ndarray], about: Mapping[str, Any]) -> None:
+        "Take room for such a model now, which `write_model` fills: a disk that is full by then has it all the same."
+        from safetensors.numpy import save
+
+        for name, size in ((MODEL, len(save(tensors))), (ABOUT, len(_text(about)))):
+            aside = _aside(self.path / name)
+            try:
+                with open(aside, "wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
 
     def write_model(self, tensors: dict[str, np.ndarray], about: Mapping[str, Any]) -> None:
         "Write model.safetensors, and in model.json all else that prediction needs."
         from safetensors.numpy import save
 
         self.restore()
-        write_aside(self.path / "model.safetensors", save(tensors))
-        self.write_json("model.json", about)
+        write_aside(self.path / MODEL, save(tensors))
+        self.write_json(ABOUT, about)
 
 
 def versions(parent: Path) -> list[int]:
@@ -158,10 +175,11 @@ def _new_version(parent: Path) -> Path:
 
 def write_aside(path: Path, content: bytes) -> None:
     "Replace a file as a whole: under another name first, so that nobody ever reads half of it."
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = _aside(path)
     try:
-        with open(aside, "wb") as file:
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:  # in the room that it has, if any
             file.write(content)
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -170,3 +188,11 @@ def write_aside(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk says no name of its own
         raise
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"

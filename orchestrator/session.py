@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,14 @@ class Session:
 
     def save_model(self, tensors: dict[str, np.ndarray]) -> None:
         "Write the model and what prediction needs to know of it."
-        about = {
+        self.folder.write_model(tensors, self._about())
+
+    def reserve_model(self) -> None:
+        "Take room on the disk for the model."
+        self.folder.reserve_model(self.model(), self._about())
+
+    def _about(self) -> dict[str, Any]:
+        return {
             "arch": self.job.arch,
             "classes": self.split.vocab.classes,
             "channels": self.job.channels,
@@ -106,7 +114,6 @@ class Session:
             "valid_crop": self.job.augmentation.valid_crop if self.job.augment == "full" else 0.0,
             "normalize": self.job.normalize.as_json(),
         }
-        self.folder.write_model(tensors, about)
 
 
 @dataclass(frozen=True)
@@ -149,13 +156,14 @@ def prepared(config: Config, again: bool) -> Iterator[Prepared]:
     folder = RunFolder(run) if run else RunFolder.create(parent)
     try:
         folder.claim()
+        if run:
+            folder.sweep()  # first: on a full disk, what was reserved there is the room to go on in
         if not again:
             report_configuration(config, devices, split, plan, folder, job.channels, found)
         job = dataclasses.replace(job, store=make_store(config, split, job.channels))
         if started_from:
             print(started_from, end="\n\n")
         if run:
-            folder.sweep()
             folder.write_history(standing.rows)
             print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
         yield Prepared(devices, split, job, plan, folder, run is not None, checkpoint, standing)

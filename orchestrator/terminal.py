@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 
@@ -49,22 +49,34 @@ class Terminal:
 
 
 class Enduring:
-    "A text stream that drops what its reader, its terminal or its disk doesn't take: a run outlives all three."
+    """A text stream that drops what its reader, its terminal or its disk doesn't take: a run outlives all three.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    The first time, `warn` is told why.
+    """
+
+    def __init__(self, stream: TextIO, warn: Callable[[OSError], object] | None = None) -> None:
+        self._stream, self._warn = stream, warn
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        with self._losses():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        with self._losses():
             self._stream.flush()
+
+    @contextmanager
+    def _losses(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            warn, self._warn = self._warn, None
+            if warn:
+                warn(error)
 
 
 @contextmanager
@@ -72,13 +84,19 @@ def enduring_output() -> Iterator[None]:
     "Have the process's output and errors endure: a closed terminal, the end of a pipe, a full disk behind `> log`."
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
-        sys.stdout, sys.stderr = (cast(TextIO, Enduring(stream or nowhere)) for stream in before)
+        sys.stdout = cast(TextIO, Enduring(before[0] or nowhere, _tell_of_losses))
+        sys.stderr = cast(TextIO, Enduring(before[1] or nowhere))
         try:
             yield
         finally:
             sys.stdout, sys.stderr = before
             for stream in filter(None, before):
                 _let_go(stream, nowhere)
+
+
+def _tell_of_losses(error: OSError) -> None:
+    told = "warning: what is printed can't be written: {}; the run goes on, and its folder has what it comes to"
+    print(told.format(error.strerror or error), file=sys.stderr, flush=True)
 
 
 def _let_go(stream: TextIO, nowhere: TextIO) -> None:

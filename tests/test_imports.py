@@ -115,3 +115,12 @@ def test_a_plain_run_imports_nothing_that_it_does_not_use() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_command_hears_ctrl_c_before_it_imports_much() -> None:
+    "Else, in its first half second, Python would answer with a traceback."
+    commands = [path.stem for path in SOURCES if "return command(" in path.read_text()]
+    assert len(commands) >= 7
+    script = f"import sys, {', '.join(f'orchestrator.{name}' for name in commands)}\nassert 'numpy' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -196,8 +196,10 @@ def _parts(n: int, valid: Sequence[int]) -> Parts:
 
 
 def _too_few(labels: Sequence[str]) -> str:
-    example = f", as {labels[0]!r} has," if labels else ""
+    n = len(set(labels))
+    all_of_them = f"the class {labels[0]!r} has only one," if n == 1 else f"each of the {n} classes has only one"
+    example = f", as {labels[0]!r} has," if n > 1 else ""
     return (
-        f"none of {len(labels)} images can validate: each of the {len(set(labels))} classes has only one{example} "
-        "and that one must train; are they labelled as you mean? If so, add images"
+        f"none of {len(labels)} images can validate: {all_of_them}{example} and that one must train; are they labelled "
+        "as you mean? If so, add images"
     )

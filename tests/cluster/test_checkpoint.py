@@ -40,6 +40,14 @@ def test_the_newest_are_kept_and_one_can_be_replaced(tmp_path) -> None:
     assert checkpoints.load(100).meta["epoch"] == -1 and checkpoints.steps() == [10, 100]
 
 
+def test_where_a_run_begins_is_no_best_step(tmp_path) -> None:
+    "Of which --on-nan rollback has a checkpoint, too."
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (0, 3):
+        checkpoints.save(step, TENSORS, {})
+        assert checkpoints.steps() == [step]
+
+
 def test_the_best_is_kept_beside_the_newest(tmp_path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step, best, kept in [(1, 1, [1]), (2, 1, [1, 2]), (3, 1, [1, 3]), (4, 4, [4]), (5, 4, [4, 5]), (5, 4, [4, 5])]:

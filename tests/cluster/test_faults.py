@@ -19,6 +19,7 @@ from cluster.faults import (
     hang_limit,
     holders,
     hung,
+    unfit,
     verdict,
 )
 from cluster.messages import Chunk, Report
@@ -286,3 +287,49 @@ def test_memory_may_be_short_once_and_for_one_rank() -> None:
     assert verdict([short], [[replace(short, step=6)]], Tolerance()) is None
     assert "lower --size" in (verdict([short, replace(short, rank=1)], [], Tolerance()) or "")
     assert "lower --size" in (verdict([short], [[replace(short, rank=2, message="8 GiB")]], Tolerance()) or "")
+
+
+BEGIN = [replace(failure(rank, "error"), message="no such device", step=-1) for rank in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("incident", "before", "joining", "surplus", "empty"),
+    [
+        (BEGIN[1:2], [], [1], 1, set()),  # another process may do better
+        (BEGIN[1:2], [BEGIN[1:2]], [1], 1, {1}),
+        (BEGIN[1:2], [BEGIN[1:2]], [1], 0, set()),  # too few would go on: the run ends
+        (BEGIN[1:2], [BEGIN[1:2]], [], 2, set()),  # it had begun: the others may have the same bug
+        (BEGIN[1:3], [BEGIN[1:2]], [1, 2], 2, {1, 2}),
+        (BEGIN, [BEGIN], [0, 1, 2], 2, set()),  # nobody can begin
+        ([*BEGIN[1:2], failure(0, "died")], [BEGIN[1:2]], [1], 1, {1}),
+        ([*BEGIN[1:2], failure(0, "user")], [BEGIN[1:2]], [1], 1, set()),  # at which the run ends as it is
+        ([failure(1, "user"), failure(0, "peer")], [], [1], 1, {1}),  # its machine has no such data
+        ([failure(1, "memory"), failure(2, "memory")], [], [1, 2], 2, {1, 2}),
+        ([failure(1, "died")], [[failure(1, "died")]] * 9, [1], 1, set()),
+        ([failure(1, "died")], [[failure(1, "died")]] * 10, [1], 1, {1}),
+        ([failure(1, "peer")], [[failure(1, "peer")]] * 10, [1], 1, set()),
+    ],
+)
+def test_who_can_not_begin_is_done_without(incident, before, joining, surplus, empty) -> None:
+    assert unfit(incident, before, Tolerance(), joining, surplus) == empty
+
+
+STARTS = st.lists(st.tuples(st.sampled_from([*KINDS, "user", "memory"]), st.integers(-1, 0)), min_size=1, max_size=4)
+
+
+@given(STARTS, st.lists(STARTS, max_size=3), st.sets(st.integers(0, 3)), st.integers(0, 4), st.integers(0, 3))
+def test_no_place_stays_empty_but_where_that_saves_the_run(last, older, joining, surplus, allowed) -> None:
+    incident, *before = [
+        [replace(failure(rank, kind), step=step, message=kind) for rank, (kind, step) in enumerate(one)]
+        for one in (last, *older)
+    ]
+    tolerance = Tolerance(max_restarts=allowed)
+    empty = unfit(incident, before, tolerance, joining, surplus)
+    alone = [one for one in incident if one.rank not in empty]
+    assert empty <= joining & {one.rank for one in incident if one.kind != "peer"} and len(empty) <= surplus
+    if empty:
+        assert verdict(incident, before, tolerance) is not None and verdict(alone, before, tolerance) is None
+    elif verdict(incident, before, tolerance) is not None:
+        could = {one.rank for one in incident if one.rank in joining and one.kind != "peer"}
+        rest = [one for one in incident if one.rank not in could]
+        assert len(could) > surplus or verdict(rest, before, tolerance) is not None

@@ -166,6 +166,28 @@ def test_what_was_lost_on_its_way_is_no_error_of_the_rank(ray_gang: RayGang, job
     assert failure.message.startswith("OwnerDiedError")
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_state_from_another_machine_is_handed_over_by_the_driver(
+    ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    "Those who wait for it from a machine that is cut off meanwhile would pass for stuck."
+    ray_gang.start(job, 3)
+    asked, ask = dict[str, tuple[Any, ...]](), ray_gang.calls.ask
+
+    def spy(method: str, *args: Any, **of: Any) -> Any:
+        asked[method] = args
+        return ask(method, *args, **of)
+
+    monkeypatch.setattr(ray_gang.calls, "ask", spy)
+    if away:
+        monkeypatch.setattr(ray_gang.seated[0], "place", replace(ray_gang.places[0], node="10.0.0.9"))
+    ray_gang.newest = {ray_gang.seated[0]}
+    assert ray_gang._hand_over() == []
+    (state,) = asked["load"]
+    of_driver = state.task_id() == ray_gang.ray.put(0).task_id()
+    assert of_driver == away
+
+
 def test_why_a_process_could_not_begin_is_known(ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Broken(WorkerProcess):

@@ -110,7 +110,7 @@ def test_one_class_is_refused_by_name(tmp_path: Path) -> None:
         (["a/notes.txt", "a/.1.jpg"], "{root} has no images"),
         (["train/a/notes.txt", "valid/a/1.jpg"], "{root}: no folder of a training part .* has images"),
         (["train/a/1.jpg", "train/b/1.jpg", "valid/a/x"], "{root}: no folder of a validation part .* has images"),
-        (["a/1.jpg"], "{root}: none of 1 images can validate: each of the 1 classes has only one, as 'a' has"),
+        (["a/1.jpg"], "{root}: none of 1 images can validate: the class 'a' has only one, and that"),
         (["a/1.jpg", "2.jpg"], "{root}: 1 of 2 images have no label; the first, 2.jpg: it lies in no folder"),
     ],
 )

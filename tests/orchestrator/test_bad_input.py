@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from cluster.not_finite import FiniteGuard
 from cluster.rank_learner import RankLearner
@@ -206,6 +207,7 @@ def test_a_disk_that_fills(there: Here, small: list[str], tiny_disk: Callable[[s
     history = next(place.rglob("history.csv")).read_text().splitlines()
     assert len(history) == 1 + len(done) == (1 if size == "24k" else 3), "the epochs that were done are kept"
     assert not list(place.rglob("model.*")), "half a model is none"
+    assert ("no checkpoint is there to go on from" in ended.err) == (size == "400k")
 
 
 @pytest.fixture
@@ -223,6 +225,25 @@ def after_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Tra
     return plans.__setitem__
 
 
+def fill_up(place: Path) -> None:
+    "Leave no room on that disk."
+    with suppress(OSError), open(place / "filler", "wb", 0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_disk_that_is_full_at_the_end(
+    here: Here, small: list[str], tiny_disk: Callable[[str], Path], after_epoch: Callable
+) -> None:
+    "The model has its room since the beginning."
+    place = tiny_disk("2m")
+    after_epoch(0, lambda _: fill_up(place))
+    ended = here(*small, "--runs", place, "--epochs", 2)
+    assert (ended.code, ended.err) == (0, "") and "no checkpoint of step 14 could be written" in ended.out
+    assert load_file(next(place.rglob("model.safetensors"))) and next(place.rglob("model.json")).read_text()
+    assert not list(place.rglob(".*"))
+
+
 def test_a_disk_that_is_full_for_a_while(
     here: Here, small: list[str], tiny_disk: Callable[[str], Path], after_epoch: Callable
 ) -> None:
@@ -230,9 +251,7 @@ def test_a_disk_that_is_full_for_a_while(
     place = tiny_disk("2m")  # room for the model beside two checkpoints of its size, the last of which is being written
 
     def fill(tracker: Tracker) -> None:
-        with suppress(OSError), open(place / "filler", "wb", 0) as file:
-            while True:
-                file.write(bytes(4096))
+        fill_up(place)
         tracker.text("long", "x" * 10_000)  # more than is left of the file's last block
 
     after_epoch(1, fill)

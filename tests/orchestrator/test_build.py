@@ -35,6 +35,17 @@ def test_the_size_is_shown_before_a_store_is_made(split, tmp_path, capsys, monke
     assert make_store(replace(config, cache="off"), split) is None
 
 
+def test_a_store_without_room_is_said_so_in_whole_lines(split, tmp_path, capsys, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("orchestrator.build.Store", full)
+    assert make_store(Config(data="shapes", size=32, data_dir=str(tmp_path)), split) is None
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("decoded images are kept: ") and first.endswith(", which can't be")
+    assert second.startswith("images are decoded in every epoch: ") and "No space left" in second
+
+
 def test_auto_does_without_where_a_store_would_take_more_than_half(split, tmp_path, capsys, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=60_000))

@@ -50,6 +50,13 @@ def test_exit_codes(error, code: int, said: str, debug: bool, capsys: pytest.Cap
     assert debug or err.startswith(said)
 
 
+def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert command("launch", lambda config: None, []) == 2
+    assert capsys.readouterr().err == "error: the folder that this is called in was removed: cd to one that is there\n"
+
+
 def test_a_bug_is_not_dressed_up() -> None:
     def run(config: Any) -> None:
         raise KeyError("bug")

@@ -56,6 +56,7 @@ TABLE = [
     (HERE | {"cpus": "2:8"}, 0, Devices(8, 0.0, "gloo", at_least=2)),
 ]  # fmt: skip
 REFUSED = [
+    ({"gpus": "0,2", "spares": 1}, 4, "--spares 1: --gpus 0,2 is a worker on each, .*a count, --gpus N"),
     ({"gpus": "4"}, 0, "--gpus 4: 0 GPUs are visible; train on CPUs with --cpus 4"),
     ({"gpus": "4"}, 2, "--gpus 4: 2 GPUs are visible; train on CPUs with --cpus 4, or share .* --backend gloo"),
     ({"gpus": "4", "backend": "gloo"}, 0, "0 GPUs are visible; train on CPUs with --cpus 4"),

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -178,3 +179,15 @@ def test_the_command_leaves_its_suggestions_and_the_curve_in_three_forms(small, 
     events = event_accumulator.EventAccumulator(str(folder / "tensorboard"))
     assert "lr_finder" in events.Reload().Tags()["images"]
     assert not (folder / "model.json").exists() and not list((folder / "checkpoints").glob("*"))
+
+
+def test_a_trained_run_is_not_touched(small, trained: Path, tmp_path: Path, capsys) -> None:
+    "Not where it is named, nor where a file of options says --autoresume."
+    run = Path(shutil.copytree(trained, tmp_path / "runs/run/version_0"))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    options = [*small, "--local", "--name", "run", "--arch", "linear"]
+    assert main([*options, "--resume", "last"]) == 2
+    assert "--resume last: a range test goes on with no run" in capsys.readouterr().err
+    assert main([*options, "--autoresume"]) == 0
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert (tmp_path / "runs/run/version_1/lr_finder.csv").exists()

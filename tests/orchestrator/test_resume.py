@@ -388,6 +388,19 @@ def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterr
     assert_same(tmp_path, uninterrupted)
 
 
+def test_what_a_killed_driver_has_reserved_is_free_before_anything_is_written(
+    data, uninterrupted, tmp_path, monkeypatch
+) -> None:
+    "It may be all the room that there is."
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    reserved = tmp_path / "run" / "version_0" / ".model.safetensors.4194303"
+    reserved.write_bytes(bytes(9))
+    write, there = RunFolder.write_json, list[bool]()
+    monkeypatch.setattr(RunFolder, "write_json", lambda *args: there.append(reserved.exists()) or write(*args))
+    assert launch(data, tmp_path, "--resume", "last") == 0
+    assert there and not any(there)
+
+
 def test_a_run_may_be_named_by_the_folder_of_its_versions(data, uninterrupted, tmp_path, capsys) -> None:
     "As for all other commands."
     shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
@@ -421,6 +434,7 @@ def test_a_bad_image_may_be_skipped_from_where_it_stopped_a_run(data, tmp_path, 
     [
         (["--resume", "last", "--lr", "0.5"], "was begun with --lr 0.1, not 0.5"),
         (["--resume", "last", "--batch-size", "9"], "was begun with --batch-size 8, not 9"),
+        (["--resume", "last", "--activations"], "was begun without --activations; resume it"),
         (["--resume", "nowhere"], "--resume nowhere: there is no run in nowhere"),
         (["--resume", "last", "--name", "other"], "--resume last: there is no run in"),
     ],

@@ -108,6 +108,19 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
     assert file.read_bytes() == b"new"
 
 
+def test_what_the_disk_refused_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A model is written all the same, and nobody is told that the folder was removed."
+    folder = RunFolder.create(tmp_path / "n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: os.stat("/nowhere"))
+        with pytest.raises(FileNotFoundError):
+            folder.write_json("startup.json", {})
+    assert not folder.restore()
+    folder.write_json("startup.json", {})
+    (folder.path / "startup.json").unlink()
+    assert folder.restore()
+
+
 def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"old")
@@ -142,6 +155,21 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
     assert f"UsageError: {folder.path} is being trained by another process: wait for its end" in other.stderr
     folder.release()
     RunFolder(folder.path).claim()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_was_reserved_and_not_needed_is_given_back(tmp_path: Path, monkeypatch, read_only: bool) -> None:
+    "And the folder is released in any case: another error, such as that of the disk, may be on its way."
+    folder = RunFolder.create(tmp_path / "run")
+    folder.claim()
+    before = sorted(folder.path.iterdir())
+    folder.reserve_model({"w": np.zeros(9, np.float32)}, {"arch": "linear"})
+    assert sum(path.stat().st_size for path in folder.path.glob(".model.*")) > 36
+    if read_only:
+        monkeypatch.setattr(Path, "unlink", lambda *_, **__: os.stat("/nowhere"))
+    folder.release()
+    RunFolder(folder.path).claim()
+    assert (sorted(folder.path.iterdir()) == before) != read_only
 
 
 def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:

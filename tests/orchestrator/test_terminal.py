@@ -63,6 +63,16 @@ def test_what_can_be_written_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("rows\n", "errors\n")
 
 
+def test_what_can_not_be_printed_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    "Once, where it can be seen."
+    with open("/dev/full", "w") as full, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "stdout", full)
+        with enduring_output():
+            for _ in range(3):
+                print("row", flush=True)
+    assert capsys.readouterr().err.count("warning: what is printed can't be written: No space left on device; ") == 1
+
+
 def test_a_run_outlives_its_output(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "Begun without errors' stream, onto a disk that is full."
     with open("/dev/full", "w") as full, monkeypatch.context() as patched:

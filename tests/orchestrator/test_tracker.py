@@ -3,9 +3,11 @@
 import csv
 import math
 import shutil
+import time
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cluster.messages import Chunk, Report
 from learner.callbacks.activations import BINS, LIMIT, NEAR, activation_sums
+from orchestrator.board import Board
 from orchestrator.phases import Phases
 from orchestrator.run_folder import HISTORY, RunFolder
 from orchestrator.tally import Tally
@@ -120,6 +123,18 @@ def test_curves_whose_folder_is_gone_begin_anew(
     tracker.close()
     assert [step for step, _ in scalars(folder)["train/loss"]] == ([0, 1] if copied else []) + [6, 7]
     assert not capsys.readouterr().out
+
+
+def test_a_clock_that_is_set_back_doubles_no_points(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The run that goes on at step 2 has its files read last."
+    for first, hours in ((None, 0), (2, -1), (3, 1)):
+        now = time.time() + 3600 * hours
+        with monkeypatch.context() as patched:
+            patched.setattr("orchestrator.board.time", SimpleNamespace(time=lambda now=now: now))
+            board = Board(folder.path / "tensorboard", print, first)
+            board.add_steps(first or 0, [{"x": float(hours)}] * 3)
+            board.close()
+    assert scalars(folder)["x"] == [(0, 0.0), (1, 0.0), (2, -1.0), (3, 1.0), (4, 1.0), (5, 1.0)]
 
 
 def test_the_row_is_the_history_in_full(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
