@@ -49,6 +49,20 @@ def test_conv_layer_equals_torchs(n_in, n_out, stride, ks, act, norm, height, wi
     assert_close(found, expected)
 
 
+def test_a_single_pixel_gives_the_same_gradient_each_time_in_bf16() -> None:
+    "Torch's kernel for stride 2, on CPUs with bf16, left in it what happened to be in memory."
+    torch.manual_seed(0)
+    layer, x, found = ConvLayer(64, 10, stride=2), torch.randn(64, 64, 1, 1), []
+    for number in range(10):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = layer(x).float().square().mean()
+        found += torch.autograd.grad(loss, layer.weight)
+        torch.full_like(layer.weight, number * 1e30)  # such as this
+    assert all(torch.equal(found[0], other) for other in found)
+    wanted = torch.autograd.grad(layer(x).square().mean(), layer.weight)[0]
+    assert_close(found[0], wanted, atol=0.02 * float(wanted.abs().max()), rtol=0.02)
+
+
 @given(st.lists(st.integers(0, 3), max_size=2), st.integers(1, 5), st.integers(1, 5), seeds)
 def test_linear_equals_torchs(before, n_in, n_out, seed) -> None:
     torch.manual_seed(seed)
