@@ -89,7 +89,7 @@ def told() -> list[dict[str, Any]]:
         for rank in range(3)
     ]
     try:
-        return [json.loads(member.communicate(timeout=60)[0]) for member in members]
+        return [json.loads(member.communicate(timeout=60)[0].splitlines()[-1]) for member in members]
     finally:
         for member in members:
             member.kill()
