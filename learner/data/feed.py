@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +66,7 @@ class KeepingFeed(Feed):
         rows = torch.tensor(indices, dtype=torch.int64) + first
         places = (~self.kept[rows]).nonzero().squeeze(1)
         fresh = super().collate(dataset, [indices[place] for place in places.tolist()], first)
-        targets = torch.tensor([dataset.labelled.targets[i] for i in indices], dtype=torch.int64)
+        targets = torch.from_numpy(dataset.targets[np.array(indices, np.int64)])
         return partial(self._gather, rows, targets, places, fresh)
 
     def _gather(self, rows: Tensor, targets: Tensor, places: Tensor, fresh: Ready) -> Readable:

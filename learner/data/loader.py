@@ -35,6 +35,7 @@ class Dataset:
 
     def __init__(self, labelled: Labelled, size: int, channels: int = 3) -> None:
         self.labelled, self.size, self.channels = labelled, size, channels
+        self.targets = np.array(labelled.targets, np.int64)
 
     def __len__(self) -> int:
         return len(self.labelled)
@@ -87,10 +88,12 @@ def collate_readable(dataset: Dataset, indices: Sequence[int], buffer: Callable[
     size = dataset.size
     pixels = buffer(len(indices), size, size, dataset.channels)
     errors = dataset.read(indices, pixels.numpy())
-    rows = [row for row in range(len(indices)) if row not in errors]
+    targets, rows = torch.from_numpy(dataset.targets[np.array(indices, np.int64)]), torch.arange(len(indices))
+    if not errors:
+        return Readable(pixels, targets, rows)
+    rows = torch.tensor([row for row in range(len(indices)) if row not in errors], dtype=torch.int64)
     bad = tuple((errors[row].file, errors[row].reason) for row in sorted(errors))
-    targets = torch.tensor([dataset.labelled.targets[indices[row]] for row in rows], dtype=torch.int64)
-    return Readable(pixels[rows] if bad else pixels, targets, torch.tensor(rows, dtype=torch.int64), bad)
+    return Readable(pixels[rows], targets[rows], rows, bad)
 
 
 def usable_cores() -> int:
