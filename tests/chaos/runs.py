@@ -27,6 +27,8 @@ def fault_of(phase: str, kind: str) -> Fault:
     rank = 0 if phase == "checkpoint" else (i + j) % 3
     later = 6 * (kind in HANGS)  # most of them: before steps are known to be short, a hang is waited for longer
     step = STEPS if phase in ("validate", "checkpoint") else (2 * i + 3 * j + later) % (STEPS * EPOCHS)
+    if (phase, kind) == ("data", "unreadable"):
+        step = 4  # in the first epoch, in which the file is read by whichever rank has it then
     return Fault(rank, step, phase, kind)
 
 

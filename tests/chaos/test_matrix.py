@@ -65,10 +65,13 @@ def test_another_process_takes_over(
 def test_numbers_that_go_wrong_end_the_run_with_all_completed_steps(
     gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, fault: Fault
 ) -> None:
-    "In an update, one replica alone is spoiled: it is found out by its next loss."
+    """In an update, one replica alone is spoiled: it is found out by its next loss.
+
+    What goes wrong in one rank's forward is in all losses, by BatchNorm: whose it was shows where it comes again.
+    """
     gang.start(chaos_job, 3)
     step = 4 + (fault.phase == "update")
-    fault_plan.write([replace(fault, step=4)])
+    fault_plan.write([replace(fault, step=4, times=1 + (fault.phase == "forward"))])
     cause, *_ = end(gang)
     assert cause.kind == "nan" and f"at step {step} " in cause.message
     assert cause.rank == fault.rank or fault.phase != "forward", "a sum over all ranks says not whose number it was"
