@@ -66,9 +66,13 @@ def command(
     except MemoryError as error:
         return _fail(f"there is not enough memory: {error}; lower --size or --batch-size; {kept}", 1, debug)
     except OSError as error:
-        place = f": {error.filename}" if error.filename else ""
-        remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""
-        return _fail("; ".join([f"{error.strerror or error}{place}", f"{remedy}{kept}", *_notes(error)]), 1, debug)
+        return _fail(_told_of_the_system(error, kept), 1, debug)
+
+
+def _told_of_the_system(error: OSError, kept: str) -> str:
+    place = f": {error.filename}" if error.filename else ""
+    remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""
+    return "; ".join([f"{error.strerror or error}{place}", f"{remedy}{kept}", *_notes(error)])
 
 
 def _notes(error: BaseException) -> list[str]:

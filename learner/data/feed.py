@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,8 +65,7 @@ class KeepingFeed(Feed):
         rows = torch.tensor(indices, dtype=torch.int64) + first
         places = (~self.kept[rows]).nonzero().squeeze(1)
         fresh = super().collate(dataset, [indices[place] for place in places.tolist()], first)
-        targets = torch.from_numpy(dataset.targets[np.array(indices, np.int64)])
-        return partial(self._gather, rows, targets, places, fresh)
+        return partial(self._gather, rows, dataset.targets(indices), places, fresh)
 
     def _gather(self, rows: Tensor, targets: Tensor, places: Tensor, fresh: Ready) -> Readable:
         batch = fresh()
