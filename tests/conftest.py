@@ -1,6 +1,7 @@
 "What the tests of all packages share: one thread for torch, short hypothesis runs, a folder of small pictures."
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from PIL import Image
 # compiled code is kept, as a user's Python does: else each process that tests start compiles all of ours, for 0.25 s
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# under nohup, what tests start would never hear a SIGHUP, and be waited for without an end; a handler is not inherited
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 settings.register_profile("short", deadline=None, max_examples=25)
 settings.load_profile("short")
 torch.set_num_threads(1)
