@@ -58,8 +58,9 @@ class Course:
         self.unsaved: dict[str, np.ndarray] | None = None  # the best model, until the disk takes it
         if session.config.save_best and self.rows:
             best = session.best_model()
-            if not session.folder.has_model(best):  # the disk refused it, and may have that of an older best
-                self.unsaved, self.best.row = best, self.best.row if best else None
+            if not session.folder.has_model(best):
+                self.unsaved = best  # the disk refused it, and may have that of an older best
+                self.best.row = self.best.row if best else None
 
     def reserve(self) -> None:
         "Have room for the model on the disk, whatever fills it until then."
