@@ -42,7 +42,7 @@ class Calls:
         self._expect(pending.values())
         while pending:
             done, _ = self.ray.wait(list(pending), num_returns=1, timeout=PERIOD)
-            for ref in done:
+            for ref in done or [ref for ref, rank in pending.items() if self.crew.seated[rank].ended]:
                 rank = pending.pop(ref)
                 results[rank] = result = self.result(rank, ref)
                 off = off or (isinstance(result, Failure) and self._call_off(pending.values()))
@@ -56,17 +56,17 @@ class Calls:
         self.steps[len(self.crew.seated)].append(max(report.seconds["total"] for report in reports) / steps)
 
     def result(self, rank: int, ref: Any) -> Any:
-        "What a rank has answered, which is a Failure if its process is gone, or could not give it back."
+        "What a rank has answered, which is a Failure if its process is gone, was ended, or could not give it back."
         errors, member = self.ray.exceptions, self.crew.seated[rank]
         host, pid = member.place.host, member.place.pid
+        if member.ended:  # Ray would wait for the machine that has the answer, which may be cut off
+            return Failure(rank, host, pid, "hung", member.ended)
         try:
             return self.ray.get(ref)
         except errors.RayTaskError as error:
             lost = isinstance(error.cause, errors.ObjectLostError)  # what it was given went with another's machine
             return Failure(rank, host, pid, "peer" if lost else "error", f"{error.cause!r}", str(error))
         except errors.RayError as error:
-            if member.ended:
-                return Failure(rank, host, pid, "hung", member.ended)
             kind = "preempted" if getattr(error, "preempted", False) else "died"
             first = [*str(error).strip().splitlines(), ""][0].rstrip(".")
             return Failure(rank, host, pid, kind, f"the worker's process died: {first}")

@@ -138,11 +138,12 @@ class RayGang:
     def grow(self) -> None:
         "See Gang: seat workers that have come up since there were too few, as many as there are."
         while self.world_size < self.wanted and (member := self.crew.take(0.0)):
-            self.newest = set(self.seated)
+            before, self.newest = self.world_size, set(self.seated)
             self.seated.append(member)
             if failures := self._regroup():
                 self._repair(failures, [rank for rank, one in enumerate(self.seated) if one in self.newest])
-            self.notice(f"a worker has joined: {self.world_size} of {self.wanted} go on")
+            if self.world_size > before:
+                self.notice(f"a worker has joined: {self.world_size} of {self.wanted} go on")
 
     def heed(self, stop: Callable[[], bool]) -> None:
         "See Gang."

@@ -215,6 +215,7 @@ class Worker(Replica):
             raise error
         if self.compile.shared:  # the others wait for this rank in the midst of the step: all begin it again
             raise PeerLost(f"step {self.step} is begun again, uncompiled: {first_line(error)}") from error
+        error.__traceback__ = error.__cause__ = error.__context__ = None  # frames hold memory, maybe all there is
         self._parts(batch)
 
     def _parts(self, batch: Readable, to_step: bool = True) -> None:

@@ -55,9 +55,12 @@ class Course:
         self.best = Best(session.config.early_stop)
         for row in self.rows:
             self.best.note(row)
-        if session.config.save_best and not session.folder.has_model:
-            self.best.row = None  # the disk refused its model
         self.unsaved: dict[str, np.ndarray] | None = None  # the best model, until the disk takes it
+        if session.config.save_best and self.rows:
+            best = session.best_model()
+            if not session.folder.has_model(best):
+                self.unsaved = best  # the disk refused it, and may have that of an older best
+                self.best.row = self.best.row if best else None
 
     def reserve(self) -> None:
         "Have room for the model on the disk, whatever fills it until then."

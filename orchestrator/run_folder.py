@@ -128,10 +128,14 @@ class RunFolder:
             return dict(row for row in list(csv.reader(io.StringIO(text, newline="")))[1:] if len(row) == 2)
         return {}
 
-    @property
-    def has_model(self) -> bool:
-        "Whether a model was written."
-        return (self.path / MODEL).exists()
+    def has_model(self, tensors: dict[str, np.ndarray] | None) -> bool:
+        "Whether this model was written, or any at all where it is not known which it should be."
+        from safetensors.numpy import save
+
+        with suppress(OSError):
+            written = (self.path / MODEL).read_bytes()
+            return tensors is None or written == save(tensors)
+        return False
 
     def reserve_model(self, tensors: dict[str, np.ndarray], about: Mapping[str, Any]) -> None:
         "Take room for such a model now, which `write_model` fills: a disk that is full by then has it all the same."

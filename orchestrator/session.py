@@ -96,6 +96,18 @@ class Session:
         "The model's tensors as the workers hold them now."
         return self.gang.call_first("state")
 
+    def best_model(self) -> dict[str, np.ndarray] | None:
+        "Of a run that is resumed, the model of the best epoch, out of its checkpoint; None if that is not sound."
+        try:
+            best = self.saver.checkpoints.load(self.standing.best_epochs * self.plan.train_batches)
+        except UserError:
+            return None
+        now = self.gang.call_first("snapshot")
+        load(self.gang, best)
+        model = self.model()
+        self.gang.call("load", now)
+        return model
+
     def save_model(self, tensors: dict[str, np.ndarray]) -> None:
         "Write the model and what prediction needs to know of it."
         self.folder.write_model(tensors, self._about())

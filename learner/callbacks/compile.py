@@ -124,6 +124,7 @@ class Compile(Callback):
     def _give_up(self, error: Exception) -> None:
         self.off = True
         torch.compiler.reset()
+        self.learner.preds = self.learner.loss = torch.empty(0)  # what is done again needs the memory of their graph
         self._say(first_line(error))
 
     def _put(self, functions: tuple[Any, ...]) -> None:

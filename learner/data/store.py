@@ -17,9 +17,10 @@ import re
 import shutil
 import tempfile
 import time
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +67,15 @@ class Store:
     def __init__(self, folder: Path, n: int, size: int, channels: int = 3) -> None:
         self.folder, shape, self.opened = folder, (n, size, size, channels), time.time_ns()
         try:
-            with _locked(folder.parent):
+            with ExitStack() as files, _locked(folder.parent):
                 _make(folder, {PIXELS: max(1, math.prod(shape)), CHECKSUMS: max(1, 4 * n)})
                 os.utime(folder)  # pruning goes by the last use
-                # held as long as the store is in use
-                self._lock = open(folder / LOCK)  # noqa: SIM115
-                fcntl.flock(self._lock, fcntl.LOCK_SH)
-            self._file = open(folder / PIXELS, "r+b", buffering=0)  # noqa: SIM115
-            self.pixels = np.memmap(self._file, np.uint8, "r+", shape=shape)
-            self.checksums = np.memmap(folder / CHECKSUMS, np.uint32, "r+", shape=(n,))
+                lock = files.enter_context(open(folder / LOCK))
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                self._file = files.enter_context(open(folder / PIXELS, "r+b", buffering=0))
+                self.pixels = np.memmap(self._file, np.uint8, "r+", shape=shape)
+                self.checksums = np.memmap(folder / CHECKSUMS, np.uint32, "r+", shape=(n,))
+                weakref.finalize(self, files.pop_all().close)  # they are held as long as the store is in use
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             mebibytes = store_bytes(n, size, channels) / 2**20

@@ -261,6 +261,8 @@ class Head:
         for pid, name in processes(self.process.pid).items():
             if not names or name in names:
                 os.kill(pid, signal.SIGKILL)
+        if not names:
+            self.process.wait()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,10 @@ from cluster.faults import ABSENCE
 from cluster.messages import Job
 
 pytestmark = pytest.mark.slow
+ADDRESS = "10.77.0.1:6399"
+JOIN = ["--address", ADDRESS, "--num-cpus=1", "--node-ip-address"]
 
-DRIVER = """
+BEGIN = """
 import json, os, pickle, subprocess, sys, time
 from pathlib import Path
 from cluster.crew import Workers
@@ -42,8 +44,10 @@ said = []
 tolerance = Tolerance(wait=wait, hang_after=5.0)
 gang = RayGang(job, Workers(3, 0.0, "gloo", address), folder / "logs", tolerance, said.append)
 print(json.dumps({"hosts": [place.host for place in gang.places]}), flush=True)
-sys.stdin.readline()  # there is another machine by now
+sys.stdin.readline()
+"""
 
+TRAIN = """
 def run(cut=None):
     losses, steps, waited = [], [], 0.0
     for epoch in range(3):
@@ -62,6 +66,24 @@ gang.start(job, 3)
 hit = run(cut=sys.argv[5:])
 print(json.dumps({"healthy": healthy, "hit": hit, "said": said, "hosts": [place.host for place in gang.places],
                   "failures": [(one.rank, one.kind) for incident in gang.incidents for one in incident]}), flush=True)
+gang.close()
+"""
+
+FETCH = """
+ask = gang.calls.ask
+
+def cut_off(method, *args, **of):
+    asked = ask(method, *args, **of)
+    if method == "snapshot":
+        assert gang.ray.wait(list(asked.values()), fetch_local=False, timeout=20)[0]  # it is there, if not here
+        subprocess.run(sys.argv[5:], check=True)
+    return asked
+
+gang.calls.ask = cut_off
+gang.newest = {gang.seated[2]}
+began = time.monotonic()
+(failure,) = gang._hand_over()
+print(json.dumps([failure.rank, failure.kind, time.monotonic() - began]), flush=True)
 gang.close()
 """
 
@@ -139,6 +161,37 @@ def start_ray(network: Network, one: str, host: str, env: dict[str, str], *words
     )  # fmt: skip
 
 
+@contextmanager
+def driven(
+    script: str, wait: float, job: Job, folder: Path, network: Network, env: dict[str, str]
+) -> Iterator[tuple[list[subprocess.Popen], subprocess.Popen]]:
+    """The Ray of a machine with room for two workers, and of one for a third, and a driver that has them all.
+
+    It reads a line before it goes on as the script says, cutting off the second machine; it waits so many seconds for a
+    replacement.
+    """
+    (folder / "driver.py").write_text(BEGIN + script)
+    (folder / "job").write_bytes(pickle.dumps(job))
+    place = env["RAY_TMPDIR"]
+    head = ["--head", "--node-ip-address=10.77.0.1", "--port=6399", "--include-dashboard=false", f"--temp-dir={place}"]
+    with ExitStack() as stack:
+        rays = [start_ray(network, "a", "near", env, *head, "--num-cpus=2")]
+        stack.callback(lambda: [end_session(ray) for ray in rays])
+        wait_for(lambda: Path(place, "ray_current_cluster").exists())
+        rays.append(start_ray(network, "b", "far", env, *JOIN, "10.77.0.2"))
+        driver = stack.enter_context(subprocess.Popen(
+            [*network.within("a", "near"), sys.executable, folder / "driver.py", folder / "job", folder, ADDRESS,
+             f"{wait}", *network.cut("b")],
+            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ))  # fmt: skip
+        stack.callback(driver.kill)
+        assert driver.stdout is not None
+        first = driver.stdout.readline()
+        assert first.startswith("{"), driver.communicate()
+        assert json.loads(first)["hosts"] == ["near", "near", "far"]
+        yield rays, driver
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_machine_that_is_cut_off(
     job: Job, tmp_path: Path, network: Network, environment: dict[str, str], quick: bool
@@ -147,27 +200,8 @@ def test_a_machine_that_is_cut_off(
 
     Without Ray's quick settings, its place is taken for another minute; the others go on by themselves.
     """
-    (tmp_path / "driver.py").write_text(DRIVER)
-    (tmp_path / "job").write_bytes(pickle.dumps(job))
-    address, place = "10.77.0.1:6399", environment["RAY_TMPDIR"]
-    head = ["--head", "--node-ip-address=10.77.0.1", "--port=6399", "--include-dashboard=false", f"--temp-dir={place}"]
-    with ExitStack() as stack:
-        rays = [start_ray(network, "a", "near", environment, *head, "--num-cpus=2")]
-        stack.callback(lambda: [end_session(ray) for ray in rays])
-        wait_for(lambda: Path(place, "ray_current_cluster").exists())
-        far = ["--address", address, "--num-cpus=1", "--node-ip-address"]
-        rays.append(start_ray(network, "b", "far", environment, *far, "10.77.0.2"))
-        driver = subprocess.Popen(
-            [*network.within("a", "near"), sys.executable, tmp_path / "driver.py", tmp_path / "job", tmp_path, address,
-             "60" if quick else "1", *network.cut("b")],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        stack.callback(driver.kill)
-        assert driver.stdout is not None
-        first = driver.stdout.readline()
-        assert first.startswith("{"), driver.communicate()
-        assert sorted(json.loads(first)["hosts"]) == ["far", "near", "near"]
-        rays.append(start_ray(network, "c", "new", environment, *far, "10.77.0.3"))
+    with driven(TRAIN, 60 if quick else 1, job, tmp_path, network, environment) as (rays, driver):
+        rays.append(start_ray(network, "c", "new", environment, *JOIN, "10.77.0.3"))
         out, err = driver.communicate("go on\n", timeout=150)
         assert out.startswith("{"), err
         seen = json.loads(out)
@@ -181,6 +215,19 @@ def test_a_machine_that_is_cut_off(
             assert seen["hit"][name] == seen["healthy"][name]
         assert seen["hit"]["losses"] == pytest.approx(seen["healthy"]["losses"], rel=1e-3)
         assert wait_for(lambda: not workers_in(rays[1]), 60), "what was cut off ends by itself"
+
+
+@pytest.mark.parametrize("quick", [False])
+def test_a_machine_that_is_cut_off_with_the_newest_state(
+    job: Job, tmp_path: Path, network: Network, environment: dict[str, str]
+) -> None:
+    "While the driver fetches it, which Ray would go on with for a minute."
+    with driven(FETCH, 1, job, tmp_path, network, environment) as (_, driver):
+        out, err = driver.communicate("go on\n", timeout=150)
+        assert out.startswith("["), err
+        rank, kind, seconds = json.loads(out)
+        assert (rank, kind) == (2, "hung")
+        assert seconds < ABSENCE + 3, "it was noticed by its silence"
 
 
 def workers_in(ray: subprocess.Popen) -> list[int]:
@@ -207,6 +254,7 @@ def end_session(ray: subprocess.Popen) -> None:
         ray.wait(10)
     except subprocess.TimeoutExpired:
         ray.kill()
+        ray.wait()
     for pid in session(ray):
         os.kill(pid, 9)
 

@@ -288,6 +288,21 @@ def test_fewer_go_on_and_grow_again(gang: RayGang, fault_plan: Plan, chaos_job: 
     assert len(set(gang.call("fingerprint"))) == 1
 
 
+def test_who_dies_in_joining_has_not_joined(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    gang.start(chaos_job, 2)
+    said: list[str] = []
+    gang.notice, gang.tolerance, gang.wanted = said.append, replace(gang.tolerance, wait=0.0), 3
+    first, second = gang.crew.take(60.0), gang.crew.take(60.0)
+    assert first is not None and second is not None
+    fault_plan.write([Fault(2, BEGIN, "start", "SIGKILL")])
+    gang.crew.bench.append(first)
+    gang.grow()
+    assert (gang.world_size, len(said)) == (2, 1) and "2 workers go on" in said[0]
+    gang.crew.bench.append(second)
+    gang.grow()
+    assert said[1:] == ["a worker has joined: 3 of 3 go on"]
+
+
 def test_whoever_is_to_stop_waits_for_no_replacement(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
     "For an hour, here; what the survivors hold can be saved at once."
     gang.start(chaos_job, 3)

@@ -1,5 +1,6 @@
 "Workers that train through torch.compile: what holds of a run without it holds of one with it."
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -30,15 +31,18 @@ class Compiler:
 
     def __init__(self, fails: int = -1) -> None:
         self.fails, self.graphs, self.runs = fails, 0, 0
+        self.made: list[weakref.ref[torch.Tensor]] = []
 
     def __call__(self, graph: Any, inputs: Any) -> Callable[..., Any]:
         self.graphs += 1
 
         def run(*args: Any) -> Any:
             self.runs += 1
+            made = graph.forward(*args)
+            self.made += map(weakref.ref, made)
             if self.runs == self.fails:
                 raise RuntimeError("CUDA error: no such luck")
-            return graph.forward(*args)
+            return made
 
         return run
 
@@ -109,6 +113,24 @@ def test_a_step_whose_code_fails_is_done_again_without(worker: Callable[..., Wor
     assert (report.batches, report.own) == (expected.batches, expected.own)
     assert broken.fingerprint() == plain.fingerprint()
     assert broken.run(replace(CHUNK, epoch=1, step=7)).notes == []
+
+
+@pytest.mark.parametrize("run", [2, 4, 8])
+def test_the_second_try_has_the_memory_of_the_first(
+    worker: Callable[..., Worker], full: Job, monkeypatch: pytest.MonkeyPatch, run: int
+) -> None:
+    "Of what failed no frame is left, nor what was computed before: it may be memory that was lacking."
+    compiler, left = Compiler(fails=run), list[int]()
+    broken = worker(replace(full, compile="on"), compiler)
+    predict = broken.learner.predict
+
+    def spy() -> None:
+        left.append(sum(made() is not None for made in compiler.made) if compiler.runs == run else -1)
+        predict()
+
+    monkeypatch.setattr(broken.learner, "predict", spy)
+    broken.run(CHUNK)
+    assert next(found for found in left if found >= 0) == 0
 
 
 def test_auto_leaves_a_cpu_alone(worker: Callable[..., Worker], full: Job) -> None:

@@ -166,6 +166,24 @@ def test_what_was_lost_on_its_way_is_no_error_of_the_rank(ray_gang: RayGang, job
     assert failure.message.startswith("OwnerDiedError")
 
 
+def test_nobody_waits_for_the_answer_of_a_rank_that_was_ended(
+    ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "Ray does, for a minute, where the answer is on a machine that is cut off."
+    ray_gang.start(job, 2)
+    looks = list[object]()
+
+    def wait(refs: list[object], **_: Any) -> tuple[list[object], list[object]]:
+        assert len(looks) < 2
+        looks.append(refs)
+        return [], refs
+
+    monkeypatch.setattr(ray_gang.seated[1], "ended", "gave no sign of life")
+    monkeypatch.setattr(ray_gang.calls, "ray", SimpleNamespace(wait=wait, exceptions=ray_gang.ray.exceptions))
+    failure = ray_gang.calls.answers({1: "on another machine"}, 60.0)[1]
+    assert (failure.rank, failure.kind, failure.message) == (1, "hung", "gave no sign of life")
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_a_state_from_another_machine_is_handed_over_by_the_driver(
     ray_gang: RayGang, job: Job, monkeypatch: pytest.MonkeyPatch, away: bool

@@ -1,6 +1,7 @@
 "What is saved where a run ends before its time; the gang and the driver's clock are real, the faults are made up."
 
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -113,21 +114,20 @@ ACCURACIES = (0.2, 0.5, 0.4, 0.5, 0.9)  # of the second epoch is the best, until
 
 @pytest.fixture
 def course(here: Callable[..., Ended], small: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
-    "Runs `launch --save-best --early-stop 2` on a disk that refuses the model the first so many times."
-    epoch, refusals = Tracker.epoch, list[None]()
+    "Runs `launch --save-best --early-stop 2` on a disk that takes some models, then refuses so many."
+    epoch, refusals = Tracker.epoch, list[bool]()
     write = orchestrator.run_folder.write_aside
 
     def scripted(tracker: Tracker, number: int, *args: Any) -> dict[str, Any]:
         return epoch(tracker, number, *args) | {"accuracy": ACCURACIES[number]}
 
     def refuse(path: Path, content: bytes) -> None:
-        if path.name == "model.safetensors" and refusals:
-            refusals.pop()
+        if path.name == "model.safetensors" and refusals and refusals.pop():
             raise OSError(28, "No space left on device", str(path))
         write(path, content)
 
-    def run(full: int, *more: object) -> Ended:
-        refusals[:] = [None] * full
+    def run(full: int, *more: object, taken: int = 0) -> Ended:
+        refusals[:] = [True] * full + [False] * taken
         options = [
             "--local",
             "--size",
@@ -152,9 +152,9 @@ def course(here: Callable[..., Ended], small: list[str], monkeypatch: pytest.Mon
 def saved_epoch(run: Path) -> int:
     "After how many epochs the workers held the model that is saved."
     model, checkpoints = load_file(run / "model.safetensors"), Checkpoints(run / "checkpoints")
-    states = [checkpoints.load(step).tensors for step in checkpoints.steps()]
-    same = [all((state[f"0/{name}"] == tensor).all() for name, tensor in model.items()) for state in states]
-    return same.index(True) + 1
+    states = {step // 7: checkpoints.load(step).tensors for step in checkpoints.steps()}
+    same = (all((state[f"0/{name}"] == model[name]).all() for name in model) for state in states.values())
+    return next(epochs for epochs, is_it in zip(states, same) if is_it)
 
 
 @pytest.mark.parametrize("full", [0, 4])
@@ -173,13 +173,26 @@ def test_the_checkpoint_of_the_best_epoch_is_kept_beside_the_newest(course, tmp_
     assert Checkpoints(tmp_path / "runs" / "run" / "version_0" / "checkpoints").steps() == [14, 28]
 
 
-def test_a_disk_that_never_has_room_for_the_model(course, tmp_path) -> None:
-    "The command fails in one sentence, but behind the last checkpoint; resumed, it saves what there still is."
-    ended = course(100)
+@pytest.mark.parametrize(("taken", "kept", "saved"), [(0, True, 2), (1, True, 2), (0, False, 4)])
+def test_a_disk_that_never_has_room_for_the_model(course, tmp_path, taken, kept, saved) -> None:
+    """The command fails in one sentence, but behind the last checkpoint; resumed, it saves the best out of that one's.
+
+    Also where the disk has an older best. If the checkpoint is gone, it saves what there still is.
+    """
+    ended = course(100, taken=taken)
     remedy = "then the same command with --resume last writes the model, and trains nothing again"
     sentence(ended, "No space left on device: ", "model.safetensors; make room", remedy, code=1)
     run = tmp_path / "runs" / "run" / "version_0"
     assert Checkpoints(run / "checkpoints").steps() == [7, 14, 21, 28]
+    if not kept:
+        shutil.rmtree(run / "checkpoints" / "step_14")
     ended = course(0, "--resume", "last")
-    assert ended.code == 0 and "accuracy 0.5000 on the validation set after 4 epochs" in ended.out
-    assert saved_epoch(run) == 4 and not [line for line in ended.out.splitlines() if re.match(r"\d ", line)]
+    assert ended.code == 0 and f"accuracy 0.5000 on the validation set after {saved} epochs" in ended.out
+    assert not [line for line in ended.out.splitlines() if re.match(r"\d ", line)]
+    assert saved_epoch(run) == saved
+
+
+def test_a_best_model_that_is_there_needs_no_more_room(course) -> None:
+    assert course(0).code == 0
+    ended = course(100, "--resume", "last")
+    assert (ended.code, ended.err) == (0, "") and "after 2 epochs" in ended.out

@@ -169,7 +169,7 @@ def test_the_command_leaves_its_suggestions_and_the_curve_in_three_forms(small, 
         line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.split()[:1] and line[0] != " "
     )
     folder = tmp_path / "runs/found/version_0"
-    header, *rows = list(csv.reader((folder / "lr_finder.csv").open()))
+    header, *rows = list(csv.reader((folder / "lr_finder.csv").read_text().splitlines()))
     assert header == ["lr", "loss", "smoothed"] and len(rows) > 20
     assert float(rows[0][0]) == pytest.approx(1e-6) and all(math.isfinite(float(loss)) for _, loss, _ in rows)
     assert said.keys() >= {"minimum", "steepest", "valley", "slide"}

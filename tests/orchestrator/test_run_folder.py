@@ -44,7 +44,7 @@ def test_history_is_as_the_issue_wants_it(tmp_path: Path) -> None:
     assert file.read_text().strip() == "epoch,train_loss,valid_loss,accuracy,lr,images_per_second,seconds"
     folder.add_history(ROW)
     folder.add_history(ROW | {"epoch": 1})
-    rows = list(csv.DictReader(file.open()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     for key, value in ROW.items():
         assert float(rows[0][key]) == value, "to the last bit"
@@ -77,7 +77,7 @@ def test_bad_images_are_listed(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "n")
     folder.add_bad_images([("a, b.jpg", 'it is "cut"')])
     folder.add_bad_images([("a, b.jpg", 'it is "cut"'), ("c.jpg", "it is empty")])
-    rows = list(csv.reader((folder.path / "bad_images.csv").open()))
+    rows = list(csv.reader((folder.path / "bad_images.csv").read_text().splitlines()))
     assert rows == [["file", "reason"], ["a, b.jpg", 'it is "cut"'], ["c.jpg", "it is empty"]]
 
 

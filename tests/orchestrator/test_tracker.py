@@ -146,7 +146,7 @@ def test_the_row_is_the_history_in_full(folder: RunFolder, capsys: pytest.Captur
     learned.elapsed, measured.elapsed = 61.5, 1.0
     rows = [tracker.epoch(epoch, 2 * epoch + 1, math.pi / 30, learned, measured) for epoch in range(2)]
     tracker.close()
-    written = list(csv.DictReader((folder.path / "history.csv").open()))
+    written = list(csv.DictReader((folder.path / "history.csv").read_text().splitlines()))
     for row, line in zip(rows, written, strict=True):
         assert tuple(line) == HISTORY
         assert {key: float(value) for key, value in line.items()} == row, "to the last bit"

@@ -31,22 +31,21 @@ def test_nothing_is_left_ten_seconds_after_a_sigkill_of_the_driver(
     "Ray's agents alone would stay for a minute: cluster/watchdog.py ends them."
     arguments.remove("--local")
     before = ours(0)
-    driver = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "orchestrator.launch", *arguments, "--cpus", "2", "--epochs", "10000"],
         env=user_environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        assert driver.stdout is not None
-        for line in driver.stdout:
-            if line.startswith("0 "):  # the first epoch's row: all are at work
-                break
-        below = descendants(driver.pid)
-        for part in ("gcs_server", "raylet", "Agent", "ray::WorkerProcess", "watchdog"):
-            assert part in " ".join(below.values())
-        assert ours(driver.pid) - before
-    finally:
-        driver.kill()
-        driver.wait()
+    ) as driver:  # fmt: skip
+        try:
+            assert driver.stdout is not None
+            for line in driver.stdout:
+                if line.startswith("0 "):  # the first epoch's row: all are at work
+                    break
+            below = descendants(driver.pid)
+            for part in ("gcs_server", "raylet", "Agent", "ray::WorkerProcess", "watchdog"):
+                assert part in " ".join(below.values())
+            assert ours(driver.pid) - before
+        finally:
+            driver.kill()
     deadline = time.monotonic() + 10
     while (left := [below[pid] for pid in below if alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,6 +1,7 @@
 "The generated dataset is the same for the same seed, laid out as Imagenette, and not to be told by colour or place."
 
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ def expected_counts() -> list[tuple[str, str, int]]:
 
 def test_files_are_jpegs_of_many_sizes_and_some_are_grey(tmp_path: Path) -> None:
     generate(tmp_path, train=190, valid=10)
-    images = [Image.open(path) for path in tmp_path.rglob("*.JPEG")]
+    with ExitStack() as files:
+        images = [files.enter_context(Image.open(path)) for path in tmp_path.rglob("*.JPEG")]
     assert {image.format for image in images} == {"JPEG"}
     assert {image.mode for image in images} == {"RGB", "L"}
     assert all(80 <= side <= 200 for image in images for side in image.size)
