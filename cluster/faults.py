@@ -16,7 +16,7 @@ from cluster.pulse import Life
 from learner.errors import UserError
 
 PATIENCE = 10.0  # a rank that says nothing for so long is gone: its pulse comes five times a second
-ABSENCE = 2.0  # ... on another machine: it is down, or can't be reached, and no connection says so
+ABSENCE = 1.7  # ... on another machine: it is down, or can't be reached, and no connection says so; known within 2
 JUST_NOW = 0.5  # a rank that has spoken so lately is there
 STARTING = 60.0  # what a rank may need more to begin: it imports, builds its model, meets the others
 COMPILING = 600.0  # ... and to make code for a kind of batch that it meets for the first time

@@ -110,11 +110,10 @@ def plan(members: Iterable[Member], limits: Limits, archive_bytes: int) -> dict[
             raise BadArchive(f"{member.name!r} would overwrite another member or the folder itself")
         total += max(member.size, BLOCK)
         if member.size < 0 or total > allowed:
-            rule = (
-                "no file may be shorter than nothing, nor all of them together, each counting as "
-                f"{BLOCK} bytes or more, longer than {allowed} bytes"
+            raise BadArchive(
+                f"{member.name!r} claims to be {member.size} bytes long; all files of such an archive, each counting "
+                f"as {BLOCK} bytes or more, may together be no longer than {allowed} bytes"
             )
-            raise BadArchive(f"{member.name!r} claims to be {member.size} bytes long; {rule}")
         files[path] = member.size
     _check_parents(files)
     return files

@@ -3,14 +3,19 @@
 import os
 import random
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import cluster.calls
+import cluster.crew
+import cluster.ray_gang
 from cluster.checkpoint import Checkpoints
 from cluster.faults import NoneLeft, WorkersFailed
 from cluster.messages import Chunk, Job
@@ -20,6 +25,7 @@ from orchestrator.config import Config
 from orchestrator.launch import run
 from tests.chaos.injector import BEGIN, DEADLY, PHASES, Fault, Plan
 from tests.chaos.runs import STEPS, Run, chunks, columns, drive, go_on, is_told, threaten
+from tests.leftovers import living, wait_until_gone
 
 
 def test_two_at_once(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
@@ -44,6 +50,42 @@ def test_a_survivor_dies_in_the_recovery(
     monkeypatch.setattr(gang, phase, kill_and_go_on)
     assert drive(gang) == healthy
     assert not survivor
+
+
+def test_nobody_naps_where_a_worker_has_died(
+    gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "How fast the run goes on is for benchmarks/chaos.py; here, the driver waits for nothing but answers."
+    gang.start(chaos_job, 3)
+    naps = list[float]()
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=naps.append)
+    for module in (cluster.calls, cluster.crew, cluster.ray_gang):
+        monkeypatch.setattr(module, "time", clock)
+    fault_plan.write([Fault(1, 4, "backward", "SIGKILL")])
+    assert drive(gang) == healthy
+    assert fault_plan.fired() == 1 and naps == []
+
+
+def test_a_stopped_process_is_ended_at_once(gang: RayGang, chaos_job: Job) -> None:
+    "Ray would ask it to leave, and wait for seconds."
+    gang.start(chaos_job, 3)
+    spare = gang.crew.take(60.0)
+    assert spare is not None
+    os.kill(spare.place.pid, signal.SIGSTOP)
+    gang.crew.dismiss(spare, replace=True)
+    assert wait_until_gone(lambda: living([spare.place.pid]), 2) == {}
+
+
+def test_who_waits_for_a_rank_that_was_asked_for_nothing_is_freed(gang: RayGang, chaos_job: Job) -> None:
+    "All that owe an answer wait in a collective: nobody is to blame, nobody is ended, and their group is called off."
+    gang.start(chaos_job, 3)
+    places, whole = gang.places, list(gang.stream(chunks(True, 0, STEPS)))  # by now, steps are known to be short
+    late = threading.Timer(60, gang.store.call_off, [gang.calls.group])  # were it never done
+    late.start()
+    answers = gang.calls.answers(gang.calls.ask("run", whole[0][0].chunk, ranks=[0, 1]), hang_after=1.5)
+    assert [(failure.kind, late.is_alive()) for failure in answers.values()] == [("peer", True)] * 2
+    late.cancel()
+    assert [member.ended for member in gang.seated] == [""] * 3 and gang.places == places
 
 
 def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> None:

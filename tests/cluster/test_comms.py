@@ -20,7 +20,7 @@ from cluster.meeting import Store, interface_to
 
 WORLD_SIZE = 3
 MEMBER = """
-import json, sys, time
+import json, os, sys, time
 import torch
 from cluster.comms import Group, PeerLost
 from cluster.meeting import Meeting
@@ -28,6 +28,7 @@ from cluster.meeting import Meeting
 rank, port = map(int, sys.argv[1:])
 group = Group(rank, 3, Meeting("127.0.0.1", port, "test"), "gloo")
 told = {"rank": group.rank, "world_size": group.world_size}
+told["interfaces"] = [os.environ.get(f"{library}_SOCKET_IFNAME") for library in ("GLOO", "NCCL")]
 for dtype in ("float32", "float64", "int64"):
     tensor = torch.arange(6, dtype=getattr(torch, dtype)).view(2, 3) + rank
     group.sum_(tensor)
@@ -179,6 +180,8 @@ def test_nothing_listens_beyond_the_loopback(
     for member in members:
         assert listening([member.pid]) == {"127.0.0.1"}, "gloo's own connections"
     assert listening([os.getpid()]) == {"127.0.0.1"}, "the store"
+    for one in told:
+        assert one["interfaces"] == ["lo", "lo"], "whatever the machine's own name stands for"
 
 
 def test_a_lost_peer_is_told_to_all(told: list[dict[str, Any]], members: list[subprocess.Popen[str]]) -> None:

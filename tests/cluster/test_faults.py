@@ -23,7 +23,7 @@ from cluster.faults import (
     verdict,
 )
 from cluster.messages import Chunk, Report
-from cluster.pulse import Life, Sign
+from cluster.pulse import PERIOD, Life, Sign
 from learner.errors import UserError
 
 
@@ -199,6 +199,14 @@ def test_who_is_to_blame_for_a_standstill(lives: dict[int, Life], ended: list[in
 
 
 @pytest.mark.parametrize(
+    ("at", "words"), [("data", "reading data"), ("computing", "computing"), ("validating", "validating")]
+)
+def test_a_standstill_is_told_with_what_and_when(at: str, words: str) -> None:
+    lives = {0: life("communication", still=31), 1: life(at, still=31.2, step=7)}
+    assert hung(lives, limit=30) == {1: f"stands still for 31.2 s, {words} at step 7"}
+
+
+@pytest.mark.parametrize(
     ("lives", "all_wait"),
     [
         ({0: life("communication", still=31), 1: life("communication", still=31)}, True),
@@ -222,7 +230,8 @@ def test_a_step_may_last_ten_of_the_slowest_and_the_first_ones_longer(steps: lis
 
 
 def test_a_machine_that_is_lost_is_noticed_sooner_than_a_process_that_is_held_up() -> None:
-    lives = {rank: life("communication", silent=2.5) for rank in range(3)}
+    "Within two seconds, though a pulse may have come just before, and the driver looks but as often."
+    lives = {rank: life("communication", silent=2 - PERIOD) for rank in range(3)}
     assert list(hung(lives, 30)) == []
     assert list(hung(lives, 30, away=[1])) == [1]
 

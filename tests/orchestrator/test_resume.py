@@ -310,7 +310,7 @@ def test_who_is_asked_to_stop_stops_though_workers_go(
         patched.setattr(LocalGang, "call_first", go)
         if not survivor:
             patched.setattr(LocalGang, "salvage", lambda gang: asked.set())
-            patched.setattr(Checkpoints, "save", lambda *args: asked.wait() and write(*args))
+            patched.setattr(Checkpoints, "save", lambda *args: asked.wait(30) and write(*args))
         assert launch(data, tmp_path) == 143
     assert f"stopped in epoch 1: {told}" in capsys.readouterr().err
     assert launch(data, tmp_path, "--resume", "last") == 0
