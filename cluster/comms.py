@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from cluster.meeting import CALLED_OFF, Meeting, await_keys, connections, handles, interface_to
+from cluster.meeting import CALLED_OFF, Meeting, address_of, connections, cut_off, handles, interface_to, meet
 
 TIMEOUT = timedelta(days=1)  # the driver tells who hangs, and frees the others, long before
 CONNECTING = 20.0  # seconds for gloo to connect all ranks, which are there: it takes milliseconds
@@ -33,6 +33,10 @@ OWN_TROUBLE = (torch.AcceleratorError, torch.OutOfMemoryError)  # of the rank's 
 
 class PeerLost(Exception):
     "A collective failed because another rank left it: a consequence of that rank's trouble, never the root cause."
+
+
+class Unreachable(Exception):
+    "Other ranks can't be reached from here, though all reach the driver; without this one, those that are left can."
 
 
 class Comm(Protocol):
@@ -101,12 +105,26 @@ class Group:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
         store = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=TIMEOUT)
         self._store = named = dist.PrefixStore(meeting.group, store)
-        named.set(f"here/{rank}", "")
+        lost = set[tuple[int, int]]()
         # before gloo's own meeting, from which nothing could free a rank if another one never came
-        self._wait(lambda: await_keys(named, [f"here/{other}" for other in range(world_size)]))
+        self._wait(lambda: lost.update(meet(named, rank, world_size, self._address())))
+        self._refuse(lost)
         before = connections()
         self._wait(lambda: self._connect(backend))
         self._lines = handles(connections() - before)
+
+    def _address(self) -> str | None:
+        "Where the other machines reach this rank; None where there are none."
+        interface = os.environ.get("GLOO_SOCKET_IFNAME", "lo").split(",")[0]
+        return None if interface == "lo" else address_of(interface)
+
+    def _refuse(self, lost: set[tuple[int, int]]) -> None:
+        "Begin no group of ranks that can't all reach each other."
+        if self.rank in cut_off(lost):
+            whom = sorted({other for pair in lost if self.rank in pair for other in pair} - {self.rank})
+            raise Unreachable(f"no connection to rank {', '.join(map(str, whom))}, though all reach the driver")
+        if lost:
+            raise PeerLost(f"rank {self.rank} lost touch with the others: some ranks can't reach each other")
 
     def _connect(self, backend: str) -> None:
         "One that dies in this very moment is waited for in vain, and nothing but gloo's own timeout ends that."
@@ -188,6 +206,10 @@ class NcclGroup(Group):
         super().__init__(rank, world_size, meeting, backend)
         self._one_by_one = Lock()  # to let go, which the pulse does, and to leave, which is for who computes
         self.waiting, self._ranks = False, dist.group.WORLD
+
+    def _address(self) -> str | None:
+        "Not to be tried: NCCL has networks of its own."
+        return None
 
     def finish(self) -> None:
         "See Comm. The time that counts is what the GPU has waited, its own work done, not the process for both."

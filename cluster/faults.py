@@ -10,7 +10,7 @@ from os import getpid
 
 import torch
 
-from cluster.comms import PeerLost
+from cluster.comms import PeerLost, Unreachable
 from cluster.messages import Chunk, Report
 from cluster.pulse import Life
 from learner.errors import UserError
@@ -46,9 +46,9 @@ class Failure:
 
     `kind` is user (a UserError: its message says all), nan (a NotFinite), memory (a GPU or a process had too little),
     error (any other exception: `trace` says where), died (the process is gone), preempted (its machine was taken back),
-    hung (it had to be ended), or peer (a consequence of another rank's failure). `report` is what it had done before of
-    what it was told to do last, and `whole` says that the rank still holds what that came to, if its process can be
-    asked for it.
+    hung (it had to be ended), unreachable (from other ranks' machines), or peer (a consequence of another rank's
+    failure). `report` is what it had done before of what it was told to do last, and `whole` says that the rank still
+    holds what that came to, if its process can be asked for it.
     """
 
     rank: int
@@ -82,7 +82,7 @@ class WorkersFailed(UserError):
     """
 
     def __init__(self, failures: Iterable[Failure], reason: str = "") -> None:
-        gravity = ["nan", "user", "memory", "error", "died", "preempted", "hung", "peer"]
+        gravity = ["nan", "user", "memory", "error", "died", "preempted", "hung", "unreachable", "peer"]
         worst = sorted(failures, key=lambda failure: (gravity.index(failure.kind), failure.rank))
         self.failures: list[Failure] = []  # of each rank its worst
         for failure in worst:
@@ -103,6 +103,7 @@ KINDS: dict[type[BaseException] | tuple[type[BaseException], ...], str] = {  # o
     NotFinite: "nan",
     UserError: "user",
     PeerLost: "peer",
+    Unreachable: "unreachable",
     (torch.OutOfMemoryError, MemoryError): "memory",
 }
 
@@ -195,12 +196,14 @@ def unfit(
     """The ranks of an incident whose places stay empty, as if no replacement were to be had.
 
     They were only `joining`, and could not begin, at which the run must not end: if it has a `surplus` of so many
-    ranks, and would go on without them. None as long as a fault is put up with: another process may take the place.
+    ranks, and would go on without them. None as long as a fault is put up with: another process may take the place,
+    but where a network is cut that would be no better off.
     """
     found = {failure.rank for failure in incident if failure.rank in joining and failure.kind != "peer"}
     others = [failure for failure in incident if failure.rank not in found]
-    needless = verdict(incident, before, tolerance) is not None and verdict(others, before, tolerance) is None
-    return found if needless and len(found) <= surplus else set()
+    hopeless = any(failure.kind == "unreachable" for failure in incident if failure.rank in found)
+    needless = verdict(incident, before, tolerance) is not None or hopeless
+    return found if needless and verdict(others, before, tolerance) is None and len(found) <= surplus else set()
 
 
 def kinds(incident: Incident) -> list[str]:

@@ -8,7 +8,9 @@ import socket
 import stat
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +18,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 MEETING = 30.0  # seconds for all ranks to be there; they are told at the same time, when all are up
+REACHING = 4.0  # seconds to connect to another rank: it takes milliseconds, or some seconds where packets get lost
 UNREACHABLE = 15.0  # seconds without an answer after which a machine counts as cut off
 SIOCGIFADDR = 0x8915  # of Linux: an interface's address
 CALLED_OFF = "called off"  # the key under which it is said of a group that it will not be, or not go on
@@ -72,6 +75,53 @@ def await_keys(store: dist.Store, keys: list[str]) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"not all ranks were there within {MEETING:g} s")
         time.sleep(0.005)
+
+
+def meet(store: dist.Store, rank: int, world_size: int, address: str | None) -> set[tuple[int, int]]:
+    """Wait until all ranks are there; which of them can't connect to each other, as pairs that all ranks know.
+
+    Each listens at its own `address` for the others; one without does not, and tries none. RuntimeError as await_keys.
+    """
+    ranks = range(world_size)
+    here, lost = ([f"{what}/{rank}" for rank in ranks] for what in ("here", "lost"))
+    if address is None:
+        store.set(lost[rank], "")
+        store.set(here[rank], "")
+        await_keys(store, here)
+        return set()
+    with socket.create_server((address, 0), backlog=world_size) as listener, ThreadPoolExecutor(64) as pool:
+        store.set(here[rank], f"{address} {listener.getsockname()[1]}")
+        await_keys(store, here)
+        others = [other for other in ranks if other != rank]
+        reached = pool.map(_reaches, [store.get(here[other]).decode() for other in others])
+        store.set(lost[rank], " ".join(str(other) for other, fine in zip(others, reached) if not fine))
+        await_keys(store, lost)
+    return {(one, int(other)) for one in ranks for other in store.get(lost[one]).split()}
+
+
+def _reaches(place: str) -> bool:
+    "Whether a connection to a rank's address and port can be made."
+    if place:
+        host, port = place.split()
+        try:
+            socket.create_connection((host, int(port)), timeout=REACHING).close()
+        except OSError:
+            return False
+    return True
+
+
+def cut_off(pairs: Iterable[tuple[int, int]]) -> set[int]:
+    """Of ranks that can't connect to each other, few without whom all others can.
+
+    First those that miss most others, so that of two machines the one with fewer ranks goes; of equals the last.
+    """
+    left, found = {frozenset(pair) for pair in pairs}, set[int]()
+    while left:
+        missing = Counter(rank for pair in left for rank in pair)
+        worst = max(missing, key=lambda rank: (missing[rank], rank))
+        found.add(worst)
+        left = {pair for pair in left if worst not in pair}
+    return found
 
 
 class StoreClient:
@@ -137,10 +187,14 @@ def interface_to(host: str) -> str | None:
     """
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends nothing
-        own = socket.inet_aton(probe.getsockname()[0])
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # an interface without an address
-                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()))
-                if answer[20:24] == own:
-                    return name
+        own = probe.getsockname()[0]
+        return next((name for _, name in socket.if_nameindex() if address_of(name) == own), None)
+    return None
+
+
+def address_of(interface: str) -> str | None:
+    "The IPv4 address of a network interface; None if it has none, or there is no such interface."
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", interface.encode()))
+        return socket.inet_ntoa(answer[20:24])
     return None

@@ -121,6 +121,11 @@ class Network:
         "The command that cuts a namespace off."
         return ["ip", "-n", self.names["bridge"], "link", "set", "dev", one, "down"]
 
+    def part(self, one: str, other: str) -> list[str]:
+        "The command that cuts two namespaces off from each other, and from no other."
+        ways = [(one, "abc".index(other) + 1), (other, "abc".index(one) + 1)]
+        return ["sh", "-ec", "\n".join(f"ip -n {self.names[a]} route add blackhole 10.77.0.{b}/32" for a, b in ways)]
+
     def close(self) -> None:
         for name in self.names.values():
             with suppress(OSError):
@@ -163,32 +168,35 @@ def start_ray(network: Network, one: str, host: str, env: dict[str, str], *words
 
 @contextmanager
 def driven(
-    script: str, wait: float, job: Job, folder: Path, network: Network, env: dict[str, str]
+    script: str, wait: float, job: Job, folder: Path, network: Network, env: dict[str, str], three: bool = False
 ) -> Iterator[tuple[list[subprocess.Popen], subprocess.Popen]]:
     """The Ray of a machine with room for two workers, and of one for a third, and a driver that has them all.
 
     It reads a line before it goes on as the script says, cutting off the second machine; it waits so many seconds for a
-    replacement.
+    replacement. Or one worker on each of `three` machines, of which it parts the second from the third.
     """
     (folder / "driver.py").write_text(BEGIN + script)
     (folder / "job").write_bytes(pickle.dumps(job))
     place = env["RAY_TMPDIR"]
     head = ["--head", "--node-ip-address=10.77.0.1", "--port=6399", "--include-dashboard=false", f"--temp-dir={place}"]
     with ExitStack() as stack:
-        rays = [start_ray(network, "a", "near", env, *head, "--num-cpus=2")]
+        rays = [start_ray(network, "a", "near", env, *head, f"--num-cpus={1 if three else 2}")]
         stack.callback(lambda: [end_session(ray) for ray in rays])
         wait_for(lambda: Path(place, "ray_current_cluster").exists())
         rays.append(start_ray(network, "b", "far", env, *JOIN, "10.77.0.2"))
+        if three:
+            rays.append(start_ray(network, "c", "new", env, *JOIN, "10.77.0.3"))
+        cut = network.part("b", "c") if three else network.cut("b")
         driver = stack.enter_context(subprocess.Popen(
             [*network.within("a", "near"), sys.executable, folder / "driver.py", folder / "job", folder, ADDRESS,
-             f"{wait}", *network.cut("b")],
+             f"{wait}", *cut],
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         ))  # fmt: skip
         stack.callback(driver.kill)
         assert driver.stdout is not None
         first = driver.stdout.readline()
         assert first.startswith("{"), driver.communicate()
-        assert json.loads(first)["hosts"] == ["near", "near", "far"]
+        assert json.loads(first)["hosts"] == (["near", "far", "new"] if three else ["near", "near", "far"])
         yield rays, driver
 
 
@@ -228,6 +236,23 @@ def test_a_machine_that_is_cut_off_with_the_newest_state(
         rank, kind, seconds = json.loads(out)
         assert (rank, kind) == (2, "hung")
         assert seconds < ABSENCE + 3, "it was noticed by its silence"
+
+
+@pytest.mark.parametrize("quick", [False])
+def test_two_machines_that_can_not_reach_each_other(
+    job: Job, tmp_path: Path, network: Network, environment: dict[str, str]
+) -> None:
+    "Though both reach the driver: the others go on without one of them, no step is repeated."
+    with driven(TRAIN, 60, job, tmp_path, network, environment, three=True) as (_, driver):
+        out, err = driver.communicate("go on\n", timeout=150)
+        assert out.startswith("{"), err
+        seen = json.loads(out)
+        print(seen["said"], seen["hit"]["waited"])
+        assert "rank 2 (host new" in "".join(seen["said"]) and "no connection to rank 1" in "".join(seen["said"])
+        assert seen["hit"]["steps"] == list(range(21)), "none is repeated"
+        assert seen["failures"] == [[0, "peer"], [2, "unreachable"], [2, "unreachable"]], "so is its replacement"
+        assert seen["hosts"] == ["near", "far"]
+        assert seen["hit"]["losses"] == pytest.approx(seen["healthy"]["losses"], rel=1e-3)
 
 
 def workers_in(ray: subprocess.Popen) -> list[int]:
