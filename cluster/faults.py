@@ -186,7 +186,8 @@ def verdict(incident: Incident, before: Sequence[Incident], tolerance: Tolerance
     for kind in kinds(incident):
         count = 1 + sum(kind in kinds(one) for one in before)
         if count > tolerance.max_restarts:
-            return f"{count} faults of the kind {kind!r} are more than --max-restarts {tolerance.max_restarts} allows"
+            told = f"{count} faults of the kind {kind!r} are more than --max-restarts {tolerance.max_restarts} allows"
+            return told + ("; dmesg says whether the system ended them for want of memory" if kind == "died" else "")
     return None
 
 

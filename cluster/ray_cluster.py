@@ -27,10 +27,6 @@ ANSWER_TIMEOUT = 5.0  # seconds
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings of ours
 STRANGER = "import sys, ray._raylet as ray; ray.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
 LONGEST_SOCKET = "4194304-abcdefgh/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of a run
-NEEDS = (
-    "it needs a few hundred open files (ulimit -n), processes (ulimit -u), and room in memory and on the disk of "
-    "TMPDIR; --local does without Ray"
-)
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -55,6 +51,7 @@ def import_ray(loopback: bool) -> ModuleType:
 @cache
 def own_ray() -> ModuleType:
     "Ray, set up to start clusters: on loopback, with a token, which is read once and good for as long as we live."
+    os.environ.pop("PYTHONOPTIMIZE", None)  # Ray's agents add to docstrings, which it may take away
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return import_ray(loopback=True)
@@ -70,10 +67,14 @@ class OwnCluster:
     warnings: tuple[str, ...] = ()
 
     def __init__(self, cpus: int, gpus: int) -> None:
-        remove_stale_folders()
-        self.ray = own_ray()
-        self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
-        self.watchdog = start_watchdog(self.folder)
+        self.ray, self.folder = own_ray(), ""
+        try:
+            remove_stale_folders()
+            self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=short_temporary_folder())
+            self.watchdog = start_watchdog(self.folder)
+        except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise _not_started(error) from error
         try:
             with keep_signals(), shielded(), marking(self.folder), lean(self.ray):
                 self.ray.init(
@@ -89,15 +90,16 @@ class OwnCluster:
             for started in self.ray._private.worker._global_node.all_processes.values():
                 for server in started:  # Ray's way to end them is a SIGTERM, and to wait a second for each
                     server.process.terminate = server.process.kill
+            _say(self.watchdog, watchdog.UP)
         except BaseException as error:
             self.close()
             if isinstance(error, Exception):  # Ray raises whatever it comes upon, bare Exception too
-                raise UserError(f"Ray could not be started: {_first_line(error)}; {NEEDS}") from error
+                raise _not_started(error) from error
             raise
 
     def close(self) -> None:
         "Stop Ray; the watchdog ends what is left of it, and removes its files."
-        _leave_in_peace(self.watchdog)
+        _say(self.watchdog, watchdog.PEACE)
         self.ray.shutdown()
         hear_again()
         self.watchdog.communicate()
@@ -111,17 +113,21 @@ def start_watchdog(*folder: str) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0,
             start_new_session=True,  # Ctrl-C is for the driver
         )  # fmt: skip
-    atexit.register(_leave_in_peace, dog)  # of a script that closes nothing
+    atexit.register(_say, dog, watchdog.PEACE)  # of a script that closes nothing
     return dog
+
+
+def _not_started(error: Exception) -> UserError:
+    return UserError(f"Ray could not be started: {_first_line(error)}; {watchdog.NEEDS}")
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
-def _leave_in_peace(dog: subprocess.Popen[bytes]) -> None:
-    with suppress(OSError, ValueError):  # it is told already
-        cast(IO[bytes], dog.stdin).write(b".")
+def _say(dog: subprocess.Popen[bytes], what: bytes) -> None:
+    with suppress(OSError, ValueError):  # it is told all already
+        cast(IO[bytes], dog.stdin).write(what)
 
 
 @contextmanager
@@ -153,6 +159,7 @@ class JoinedCluster:
                 "is its token here (RAY_AUTH_TOKEN)?"
             ) from error
         self.watchdog = start_watchdog()
+        _say(self.watchdog, watchdog.UP)
         self.host = self.ray.util.get_node_ip_address()
         if lets_strangers_in(address):
             self.warnings.append(
@@ -162,7 +169,7 @@ class JoinedCluster:
 
     def close(self) -> None:
         "Leave the cluster, which goes on."
-        _leave_in_peace(self.watchdog)
+        _say(self.watchdog, watchdog.PEACE)
         self.ray.shutdown()
         hear_again()
         self.watchdog.communicate()

@@ -23,22 +23,27 @@ def _fans(weight: Tensor) -> tuple[int, int]:
     return weight.shape[1] * receptive, weight.shape[0] * receptive
 
 
+def _drawn(weight: Tensor, std: float) -> Tensor:
+    "Normal numbers; none on the device meta, for which torch would load its compiler: a second, and a folder in /tmp."
+    return weight if weight.is_meta else weight.normal_(std=std)
+
+
 def kaiming_normal(*shape: int) -> Tensor:
     "Weights (out, in, ...) that keep the variance through a ReLU: He et al., 2015 (https://arxiv.org/abs/1502.01852)."
     weight = torch.empty(*shape)
-    return weight.normal_(std=math.sqrt(2 / _fans(weight)[0]))
+    return _drawn(weight, math.sqrt(2 / _fans(weight)[0]))
 
 
 def kaiming_normal_out(*shape: int) -> Tensor:
     "As `kaiming_normal`, but keeping the variance of gradients on their way back: what torchvision's ResNets use."
     weight = torch.empty(*shape)
-    return weight.normal_(std=math.sqrt(2 / _fans(weight)[1]))
+    return _drawn(weight, math.sqrt(2 / _fans(weight)[1]))
 
 
 def xavier_normal(*shape: int) -> Tensor:
     "Weights (out, in, ...) that keep the variance without an activation, forth and back: Glorot and Bengio, 2010."
     weight = torch.empty(*shape)
-    return weight.normal_(std=math.sqrt(2 / sum(_fans(weight))))
+    return _drawn(weight, math.sqrt(2 / sum(_fans(weight))))
 
 
 def known_activation(name: str) -> str:

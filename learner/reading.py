@@ -10,7 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from learner.errors import UsageError
+
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def expanded(path: str | Path) -> Path:
+    "The path with `~` as the home that it stands for; UsageError where there is none, as in containers."
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path} can't be told: {error} Set HOME, or write the path without ~") from error
 
 
 @contextmanager

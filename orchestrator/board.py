@@ -73,9 +73,13 @@ class Board:
 
     def _write(self, events: Iterable[bytes]) -> None:
         records = RecordWriter(self.file)
-        for one in events:
-            records.write(one)
-        records.flush()
+        try:
+            for one in events:
+                records.write(one)
+            records.flush()
+        except OSError as error:
+            error.filename = self.file.name  # a full disk says no name of its own
+            raise
         if not os.path.samestat(os.stat(self.file.name), os.fstat(self.file.fileno())):
             raise FileNotFoundError(errno.ENOENT, "another file has its name")  # ours takes all, but nobody will see it
 

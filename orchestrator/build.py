@@ -26,6 +26,7 @@ from learner.data.store import Store, prune, store_bytes, store_name
 from learner.data.warp import AugmentConfig
 from learner.errors import UsageError, UserError
 from learner.losses import balanced
+from learner.reading import expanded
 from orchestrator.config import Config
 from orchestrator.devices import Devices, choose
 from orchestrator.driver import Plan
@@ -65,7 +66,7 @@ def check_batch_size(config: Config, devices: Devices) -> None:
 
 def open_data(config: Config) -> tuple[Path, DataBlock]:
     "The folder that the data is in, fetched or made if need be, and how it is to be listed, split and labelled."
-    root = resolve(config.data, Path(config.data_dir).expanduser(), download_bar())
+    root = resolve(config.data, expanded(config.data_dir), download_bar())
     return root, make_block(root, config.split, config.label_regex, config.labels_csv, config.seed)
 
 
@@ -79,7 +80,7 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
     if not config.cache.strip():
         raise UsageError("--cache is empty: it must be auto, device, off, or a folder")
     automatic = config.cache in ("auto", "device")
-    parent = Path(config.data_dir, "stores").expanduser() if automatic else Path(config.cache).expanduser()
+    parent = expanded(config.data_dir) / "stores" if automatic else expanded(config.cache)
     files = [*split.train.files, *split.valid.files]
     shape = config.presize, channels
     size, name = store_bytes(len(files), *shape), store_name(files, *shape)

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 KEPT = "epochs that were done, if any, are in history.csv"
 UNCHANGED = "the run's files are as they were"
 
+REMEDIES = {
+    errno.ENOSPC: "make room, or name another disk with --runs DIR",
+    errno.EDQUOT: "make room, or name another disk with --runs DIR",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EROFS: "have its disk take what is written again, or name another one with --runs DIR",
+}
+
 
 def options(argv: Sequence[str], name: str) -> Config:
     "The command line as a Config."
@@ -71,8 +78,8 @@ def command(
 
 def _told_of_the_system(error: OSError, kept: str) -> str:
     place = f": {error.filename}" if error.filename else ""
-    remedy = "make room, or name another disk with --runs DIR; " if error.errno == errno.ENOSPC else ""
-    return "; ".join([f"{error.strerror or error}{place}", f"{remedy}{kept}", *_notes(error)])
+    remedy = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
+    return "; ".join([f"{error.strerror or error}{place}", *remedy, kept, *_notes(error)])
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from learner.reading import expanded
 from orchestrator.command import command
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run(config: Config) -> Path:
         raise UsageError(": ".join(walk.broken))
     if wrong is not None:
         raise wrong
-    file = Path(config.runs).expanduser() / f"{Path(root).resolve().name}-batch.png"
+    file = expanded(config.runs) / f"{Path(root).resolve().name}-batch.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     show_batch((images.inputs, images.targets), split.vocab.classes).save(file)
     print(f"\npictures of the first batch with their labels: {file}")

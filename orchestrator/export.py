@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.errors import UsageError
+from learner.reading import expanded
 from orchestrator.command import UNCHANGED, command
 
 DESCRIPTION = "Write a finished run's model as a file that runs without this package."
@@ -38,7 +39,7 @@ def run(arguments: dict[str, Any]) -> Path:
 
     loaded = LoadedRun.open(arguments["run"])
     kind = arguments["format"]
-    file = Path(arguments.get("output", loaded.path / f"model{SUFFIXES[kind]}")).expanduser()
+    file = expanded(arguments.get("output", loaded.path / f"model{SUFFIXES[kind]}"))
     (save_onnx if kind == "onnx" else save_program)(loaded, file)
     side = loaded.size
     mean, std = (" ".join(f"{value:.4f}" for value in each) for each in (loaded.normalize.mean, loaded.normalize.std))

@@ -12,6 +12,7 @@ from learner.data.normalize import Normalize
 from learner.errors import UsageError, UserError
 from learner.groups import head_names
 from learner.models import build
+from learner.reading import expanded
 from learner.resnet import load_torchvision
 from orchestrator.loaded_run import LoadedRun
 
@@ -26,8 +27,8 @@ def start_from(place: str, job: Job, classes: tuple[str, ...]) -> tuple[Job, str
     were, since that is what its layers know. Raises UsageError where the run's model is another than the job's. A
     file is one of torchvision's or timm's weights for the job's ResNet, learnt on ImageNet.
     """
-    if Path(place).expanduser().is_file():
-        return from_imagenet(Path(place).expanduser(), job)
+    if expanded(place).is_file():
+        return from_imagenet(expanded(place), job)
     run = LoadedRun.open(place)
     for name in ("arch", "channels"):
         theirs, ours = getattr(run, name), getattr(job, name)

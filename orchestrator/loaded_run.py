@@ -18,7 +18,7 @@ from learner.data.normalize import Normalize
 from learner.errors import CONTROL, UsageError, UserError
 from learner.models import build
 from learner.module import Module
-from learner.reading import opened, parse_object, read_bytes
+from learner.reading import expanded, opened, parse_object, read_bytes
 from orchestrator.run_folder import versions
 
 ABOUT, WEIGHTS, CONFIG = "model.json", "model.safetensors", "config.json"
@@ -130,7 +130,7 @@ class LoadedRun:
 
 def find_model(place: str) -> Path:
     "The run directory that `place` is, or the newest version in it that has a model; UsageError if there is none."
-    path = Path(place).expanduser()
+    path = expanded(place)
     if (path / ABOUT).is_file():
         return path
     if not path.is_dir():

@@ -15,6 +15,7 @@ import numpy as np
 from cluster.checkpoint import Checkpoint, Checkpoints, spoiled
 from learner.data.files import Split
 from learner.errors import UsageError, printable, shown
+from learner.reading import expanded
 from orchestrator.config import Config, flag
 from orchestrator.driver import Place, Plan
 from orchestrator.loaded_run import CONFIG, read_object
@@ -122,7 +123,7 @@ def find_run(config: Config, parent: Path) -> Path | None:
     """
     if config.resume is None and not config.autoresume:
         return None
-    place = parent if config.resume in (None, "last") else Path(str(config.resume)).expanduser()
+    place = parent if config.resume in (None, "last") else expanded(str(config.resume))
     found = place if (place / CONFIG).is_file() else newest_run(place) or place
     if not (found / CONFIG).is_file():
         if Checkpoints(found / CHECKPOINTS).steps():

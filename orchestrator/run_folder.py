@@ -147,7 +147,7 @@ class RunFolder:
                 with open(aside, "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, size)
             except OSError:
-                aside.unlink(missing_ok=True)
+                _forget(aside)
                 raise
 
     def write_model(self, tensors: dict[str, np.ndarray], about: Mapping[str, Any]) -> None:
@@ -188,10 +188,16 @@ def write_aside(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException as error:
-        aside.unlink(missing_ok=True)
+        _forget(aside)
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk says no name of its own
         raise
+
+
+def _forget(aside: Path) -> None:
+    "Remove what is not to be; on a disk that can only be read by now, another error says so."
+    with suppress(OSError):
+        aside.unlink(missing_ok=True)
 
 
 def _aside(path: Path) -> Path:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from learner.figures import image_grid, lr_curve
 from learner.lr_range import RangeTest
 from learner.models import named
 from learner.optim import check_optimizer
+from learner.reading import expanded
 from orchestrator.build import (
     check_batch_size,
     make_gang,
@@ -159,7 +159,7 @@ def prepared(config: Config, again: bool) -> Iterator[Prepared]:
     started_from = ""
     if config.init is not None:
         job, started_from = start_from(config.init, job, split.vocab.classes)
-    parent = Path(config.runs).expanduser() / (config.name or default_name(config))
+    parent = expanded(config.runs) / (config.name or default_name(config))
     run, found = find_run(config, parent), found_data(split, plan, root)
     if run:
         check_data(run, found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from learner.batchnorm import batchnorms, unshared
 from learner.dropout import dropouts
 from learner.learner import Callback
 from learner.pieces import in_pieces
+from learner.reading import expanded
 
 SETTINGS = {  # torch's own folders are below /tmp, where others may have been first, and what is there is executed
-    "TORCHINDUCTOR_CACHE_DIR": str(Path("~/.cache/orchestrator/compiled").expanduser()),
+    "TORCHINDUCTOR_CACHE_DIR": "~/.cache/orchestrator/compiled",
     "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
 }
 LIMIT = 8  # kinds of batches compiled for at a time: torch refuses more
@@ -42,7 +42,7 @@ class Compile(Callback):
     def before_fit(self) -> None:
         "Begin with no code."
         for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
+            os.environ.setdefault(name, str(expanded(value)) if value.startswith("~") else value)
         self.modules, self.layers = list(self.model.modules()), dropouts(self.model)
         self.norms = batchnorms(self.model)
         self.off, self.said, self.plain = False, set[str](), (self.learner.forward, self.learner.loss_func)

@@ -25,6 +25,7 @@ from learner.data import shapes
 from learner.data.archive import BadArchive, extract
 from learner.data.download import Progress, fetch, quiet, quoted
 from learner.errors import UsageError, UserError
+from learner.reading import expanded
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 SHAPES = "shapes"
@@ -51,9 +52,9 @@ def known() -> tuple[Known, ...]:
 
 def resolve(data: str, cache: Path, progress: Progress | None = None) -> Path:
     "Return the folder that holds the dataset `data`, made in the folder `cache` where it is not there yet."
-    cache = Path(os.path.expanduser(cache)).absolute()
+    cache = expanded(cache).absolute()
     try:
-        return _resolve(data, Path(os.path.expanduser(data)).absolute(), cache, progress or quiet)
+        return _resolve(data, expanded(data).absolute(), cache, progress or quiet)
     except OSError as error:
         remedy = "make room" if error.errno == errno.ENOSPC else "make it accessible"
         raise UserError(

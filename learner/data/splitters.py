@@ -28,7 +28,7 @@ from learner.data.labels import (
     tidy,
 )
 from learner.errors import UsageError
-from learner.reading import read_bytes
+from learner.reading import expanded, read_bytes
 
 Parts = tuple[Sequence[int], Sequence[int]]
 Splitter = Callable[[Sequence[str], Labeller], Parts]
@@ -186,7 +186,7 @@ def read_list(file: str | Path) -> list[str]:
 
 def locate(file: str, root: str | Path) -> Path:
     "A file as named, or where there is none, below `root`."
-    path = Path(file).expanduser()
+    path = expanded(file)
     return path if path.exists() or not (below := Path(root, file)).exists() else below
 
 

@@ -143,6 +143,17 @@ def test_a_ray_that_can_not_start_is_told_in_a_sentence(tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("refused", ["tempfile.mkdtemp", "subprocess.Popen"])
+def test_no_place_or_no_process_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    "A /tmp that can only be read, a user who may have no more processes."
+    monkeypatch.setattr("cluster.ray_cluster.short_temporary_folder", lambda: str(tmp_path))
+    monkeypatch.setattr("cluster.ray_cluster.own_ray", lambda: None)
+    monkeypatch.setattr(refused, Mock(side_effect=OSError(30, "Read-only file system", "/tmp/x")))
+    with pytest.raises(UserError, match=r"Ray could not be started: .*Read-only file system.*; it needs"):
+        OwnCluster(1, 0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_much_is_refused(ray_gang: RayGang) -> None:
     require(ray_gang.ray, {"CPU": 4}, None)
     with pytest.raises(UsageError, match="5 CPUs are needed but this machine has 4"):

@@ -1,5 +1,7 @@
 "The models that a name chooses: their size, their shapes, and that all of each is trained."
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -62,3 +64,10 @@ def test_an_xresnets_name_says_its_options() -> None:
 def test_options_that_there_are_not_are_refused(name) -> None:
     with pytest.raises(UsageError, match="is unknown"):
         build(name, 3, 10)
+
+
+def test_on_meta_a_model_is_made_without_torchs_compiler() -> None:
+    "Which takes a second to load, whenever a run's model is looked at, and leaves a folder in /tmp."
+    code = "import sys, torch; from learner.models import MODELS, build; torch.set_default_device('meta')"
+    code += "; [build(name, 3, 10) for name in MODELS]; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -62,6 +62,8 @@ USAGE = [
     (["--name", "a/b"], ["--name a/b is not possible", "letters, digits"]),
     (["--config", "/no/such.toml"], ["--config /no/such.toml can't be read: No such file"]),
     (["shapes"], ["shapes is unknown", "--help"]),
+    (["--runs", "~nobody-we-know/runs"], ["~nobody-we-know/runs can't be told", "Set HOME"]),
+    (["--data-dir", "~nobody-we-know"], ["~nobody-we-know can't be told", "Set HOME"]),
 ]
 
 

@@ -33,6 +33,8 @@ NO_SPACE = OSError(28, "No space left on device")
             1,
             "error: there is not enough memory: Unable to allocate 9 GiB; lower",
         ),
+        (OSError(30, "Read-only", "/a"), 1, "error: Read-only: /a; have its disk take what is written again, or name"),
+        (OSError(27, "File too large", "/a"), 1, "error: File too large: /a; allow larger files (ulimit -f); epochs"),
         (NO_SPACE, 1, "error: No space left on device; make room, or name another disk with --runs DIR; "),
     ],
 )

@@ -1,8 +1,10 @@
 "The run directory: its number, its files, and that nobody ever reads half of one."
 
 import csv
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +108,18 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == [file], "nothing is left beside it"
     write_aside(file, b"new")
     assert file.read_bytes() == b"new"
+
+
+def test_a_disk_that_can_only_be_read_by_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The error names the file that was to be written, not that what was begun of it can't be removed."
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), ".aside")
+
+    monkeypatch.setattr(os, "fsync", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(OSError, match=re.escape(f"'{tmp_path / 'file'}'")):
+        write_aside(tmp_path / "file", b"new")
 
 
 def test_what_the_disk_refused_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,15 @@ def alive(pid: int) -> bool:
 def test_nothing_is_left_ten_seconds_after_a_sigkill_of_the_driver(
     arguments: list[str], tmp_path: Path, user_environment: dict[str, str], descendants: Callable[[int], dict[int, str]]
 ) -> None:
-    "Ray's agents alone would stay for a minute: cluster/watchdog.py ends them."
+    """Ray's agents alone would stay for a minute: cluster/watchdog.py ends them.
+
+    They would not even begin with the user's PYTHONOPTIMIZE.
+    """
     arguments.remove("--local")
     before = ours(0)
     with subprocess.Popen(
         [sys.executable, "-m", "orchestrator.launch", *arguments, "--cpus", "2", "--epochs", "10000"],
-        env=user_environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=user_environment | {"PYTHONOPTIMIZE": "2"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as driver:  # fmt: skip
         try:
             assert driver.stdout is not None

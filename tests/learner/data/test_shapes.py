@@ -1,5 +1,6 @@
 "The generated dataset is the same for the same seed, laid out as Imagenette, and not to be told by colour or place."
 
+import resource
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,17 @@ def test_an_image_does_not_depend_on_how_many_are_made(tmp_path: Path) -> None:
     generate(tmp_path / "few", train=10, valid=10)
     generate(tmp_path / "more", train=30, valid=20)
     assert contents(tmp_path / "few").items() <= contents(tmp_path / "more").items()
+
+
+def test_a_disk_that_takes_a_part_of_a_file_is_no_success(tmp_path: Path) -> None:
+    "As the last room on it does; Pillow's own writing of JPEGs passes over that."
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            generate(tmp_path, train=10, valid=10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_layout_counts_and_progress(tmp_path: Path) -> None:
