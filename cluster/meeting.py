@@ -83,19 +83,19 @@ def meet(store: dist.Store, rank: int, world_size: int, address: str | None) -> 
     Each listens at its own `address` for the others; one without does not, and tries none. RuntimeError as await_keys.
     """
     ranks = range(world_size)
-    here, lost = ([f"{what}/{rank}" for rank in ranks] for what in ("here", "lost"))
+    here, lost = ([f"{what}/{one}" for one in ranks] for what in ("here", "lost"))
     if address is None:
         store.set(lost[rank], "")
         store.set(here[rank], "")
-        await_keys(store, here)
-        return set()
-    with socket.create_server((address, 0), backlog=world_size) as listener, ThreadPoolExecutor(64) as pool:
-        store.set(here[rank], f"{address} {listener.getsockname()[1]}")
-        await_keys(store, here)
-        others = [other for other in ranks if other != rank]
-        reached = pool.map(_reaches, [store.get(here[other]).decode() for other in others])
-        store.set(lost[rank], " ".join(str(other) for other, fine in zip(others, reached) if not fine))
-        await_keys(store, lost)
+        await_keys(store, [*here, *lost])
+    else:
+        with socket.create_server((address, 0), backlog=world_size) as listener, ThreadPoolExecutor(64) as pool:
+            store.set(here[rank], f"{address} {listener.getsockname()[1]}")
+            await_keys(store, here)
+            others = [other for other in ranks if other != rank]
+            reached = pool.map(_reaches, [store.get(here[other]).decode() for other in others])
+            store.set(lost[rank], " ".join(str(other) for other, fine in zip(others, reached) if not fine))
+            await_keys(store, lost)
     return {(one, int(other)) for one in ranks for other in store.get(lost[one]).split()}
 
 

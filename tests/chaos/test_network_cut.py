@@ -185,6 +185,7 @@ def driven(
         wait_for(lambda: Path(place, "ray_current_cluster").exists())
         rays.append(start_ray(network, "b", "far", env, *JOIN, "10.77.0.2"))
         if three:
+            wait_for(Path(place, "session_latest/sockets/raylet.1").exists)  # or both would take these names
             rays.append(start_ray(network, "c", "new", env, *JOIN, "10.77.0.3"))
         cut = network.part("b", "c") if three else network.cut("b")
         driver = stack.enter_context(subprocess.Popen(

@@ -3,20 +3,25 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cluster import meeting
 from cluster.comms import TIMEOUT, Group, PeerLost, Solo
-from cluster.meeting import Store, interface_to
+from cluster.meeting import Store, cut_off, interface_to
 
 WORLD_SIZE = 3
 MEMBER = """
@@ -119,6 +124,47 @@ def test_the_interface_to_a_machine() -> None:
     assert interface_to("127.0.0.1") == "lo"
     assert interface_to("no address") is None
     assert interface_to("::1") is None
+
+
+def test_who_can_not_connect_to_whom_is_known_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    "No way leads to rank 2; rank 1, which has no address, tries none."
+    reaches, host, found = meeting._reaches, Store("127.0.0.1"), dict[int, set[tuple[int, int]]]()
+    monkeypatch.setattr(meeting, "_reaches", lambda place: not place.startswith("127.0.0.3") and reaches(place))
+
+    def meet(rank: int, address: str | None) -> None:
+        store = dist.TCPStore(host.meeting.host, host.meeting.port, is_master=False)
+        found[rank] = meeting.meet(store, rank, 3, address)
+
+    ranks = [Thread(target=meet, args=it) for it in ((0, "127.0.0.1"), (1, None), (2, "127.0.0.3"))]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join(30)
+    assert found == {key: {(0, 2)} for key in range(3)}
+
+
+def test_a_port_at_which_nobody_listens_is_not_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1 {listener.getsockname()[1]}"
+        assert meeting._reaches(place)
+    assert not meeting._reaches(place)
+    assert meeting._reaches("")
+
+
+@given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)).filter(lambda pair: pair[0] != pair[1])))
+def test_without_those_that_are_cut_off_all_can_reach_each_other(pairs: set[tuple[int, int]]) -> None:
+    gone = cut_off(pairs)
+    assert all(gone & {*pair} for pair in pairs)
+    assert cut_off({(other, one) for one, other in pairs}) == gone, "it does not matter which of two has tried"
+    for rank in gone:
+        assert any(rank in pair for pair in pairs), "who reaches all stays"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "gone"), [([1, 2], [3], {3}), ([0], [1, 2], {0}), ([0, 1], [2, 3], {2, 3}), ([0], [5], {5})]
+)
+def test_of_two_machines_the_one_with_fewer_ranks_goes(here: list[int], there: list[int], gone: set[int]) -> None:
+    assert cut_off({(one, other) for one in here for other in there}) == gone
 
 
 @pytest.fixture(scope="module")

@@ -252,7 +252,7 @@ def test_each_kind_of_fault_has_its_own_budget(kind: str, allowed: int, before: 
     assert reason is None or f"--max-restarts {allowed}" in reason
 
 
-KINDS = ("error", "died", "preempted", "hung", "peer")
+KINDS = ("error", "died", "preempted", "hung", "unreachable", "peer")
 
 
 @pytest.mark.parametrize("n", [1, 8, 16])
@@ -317,6 +317,9 @@ BEGIN = [replace(failure(rank, "error"), message="no such device", step=-1) for 
         ([failure(1, "died")], [[failure(1, "died")]] * 9, [1], 1, set()),
         ([failure(1, "died")], [[failure(1, "died")]] * 10, [1], 1, {1}),
         ([failure(1, "peer")], [[failure(1, "peer")]] * 10, [1], 1, set()),
+        ([failure(1, "unreachable"), failure(0, "peer")], [], [1], 1, {1}),  # so would another be, on its machine
+        ([failure(1, "unreachable"), failure(0, "peer")], [], [1], 0, set()),
+        ([failure(1, "unreachable"), failure(0, "peer")], [], [], 1, set()),  # its replacement may come up elsewhere
     ],
 )
 def test_who_can_not_begin_is_done_without(incident, before, joining, surplus, empty) -> None:
@@ -337,7 +340,9 @@ def test_no_place_stays_empty_but_where_that_saves_the_run(last, older, joining,
     alone = [one for one in incident if one.rank not in empty]
     assert empty <= joining & {one.rank for one in incident if one.kind != "peer"} and len(empty) <= surplus
     if empty:
-        assert verdict(incident, before, tolerance) is not None and verdict(alone, before, tolerance) is None
+        hopeless = any(one.kind == "unreachable" and one.rank in empty for one in incident)
+        assert hopeless or verdict(incident, before, tolerance) is not None
+        assert verdict(alone, before, tolerance) is None
     elif verdict(incident, before, tolerance) is not None:
         could = {one.rank for one in incident if one.rank in joining and one.kind != "peer"}
         rest = [one for one in incident if one.rank not in could]
