@@ -27,19 +27,24 @@ MONITORS = {"include_log_monitor": False, "no_monitor": True}
 def lean(ray: Any) -> Iterator[None]:
     "Have Ray start like that meanwhile."
     places = ray._private
-    replaced = []
-    for place, name, instead in (
-        (places.parameter, "RayParams", without_monitors),
-        (places.node.Node, "start_api_server", lambda start: no_api_server),
-        (places.services, "get_node", lambda get_node: partial(once_there, ray, get_node)),
+    with (
+        replaced(places.parameter, "RayParams", without_monitors),
+        replaced(places.node.Node, "start_api_server", lambda start: no_api_server),
+        replaced(places.services, "get_node", lambda get_node: partial(once_there, ray, get_node)),
     ):
-        if (original := getattr(place, name, None)) is not None:
-            replaced.append((place, name, original))
-            setattr(place, name, instead(original))
+        yield
+
+
+@contextmanager
+def replaced(place: Any, name: str, instead: Callable[[Any], Any]) -> Iterator[None]:
+    "Have another thing by that name there meanwhile, made of the one that is there, if there is one."
+    original = getattr(place, name, None)
+    if original is not None:
+        setattr(place, name, instead(original))
     try:
         yield
     finally:
-        for place, name, original in replaced:
+        if original is not None:
             setattr(place, name, original)
 
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import IO, Any, cast
 
 from cluster import watchdog
-from cluster.lean_ray import lean
+from cluster.lean_ray import lean, replaced
 from cluster.signals import hear_again, keep_signals, shielded
 from learner.errors import UsageError, UserError
 
@@ -99,10 +99,7 @@ class OwnCluster:
 
     def close(self) -> None:
         "Stop Ray; the watchdog ends what is left of it, and removes its files."
-        _say(self.watchdog, watchdog.PEACE)
-        self.ray.shutdown()
-        hear_again()
-        self.watchdog.communicate()
+        _leave(self.ray, self.watchdog)
 
 
 def start_watchdog(*folder: str) -> subprocess.Popen[bytes]:
@@ -128,6 +125,27 @@ def _first_line(error: BaseException) -> str:
 def _say(dog: subprocess.Popen[bytes], what: bytes) -> None:
     with suppress(OSError, ValueError):  # it is told all already
         cast(IO[bytes], dog.stdin).write(what)
+
+
+def _leave(ray: Any, dog: subprocess.Popen[bytes]) -> None:
+    """End Ray in this process, and wait for the watchdog.
+
+    Once Ray's C++ has ended, a SIGTERM would kill us, until we hear of it again: with the first thing that Ray makes
+    then, since it takes another 10 ms to end its processes.
+    """
+    _say(dog, watchdog.PEACE)
+    with replaced(ray._private.worker, "FunctionActorManager", _hearing):
+        ray.shutdown()
+    hear_again()
+    dog.communicate()
+
+
+def _hearing(make: Callable[..., Any]) -> Callable[..., Any]:
+    def heard(*args: Any) -> Any:
+        hear_again()
+        return make(*args)
+
+    return heard
 
 
 @contextmanager
@@ -169,10 +187,7 @@ class JoinedCluster:
 
     def close(self) -> None:
         "Leave the cluster, which goes on."
-        _say(self.watchdog, watchdog.PEACE)
-        self.ray.shutdown()
-        hear_again()
-        self.watchdog.communicate()
+        _leave(self.ray, self.watchdog)
 
 
 def refuse_strangers(address: str) -> None:

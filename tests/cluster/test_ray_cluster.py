@@ -136,7 +136,8 @@ def test_a_ray_that_can_not_start_is_told_in_a_sentence(tmp_path: Path, monkeypa
     monkeypatch.setattr("cluster.ray_cluster.short_temporary_folder", lambda: str(tmp_path))
     monkeypatch.setattr("cluster.ray_cluster.lean", lambda ray: nullcontext())
     for raised, seen in ((Exception("no raylet\nmore"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)):
-        ray = SimpleNamespace(init=Mock(side_effect=raised), shutdown=lambda: None)
+        names = SimpleNamespace(worker=SimpleNamespace())
+        ray = SimpleNamespace(init=Mock(side_effect=raised), shutdown=lambda: None, _private=names)
         monkeypatch.setattr("cluster.ray_cluster.own_ray", lambda ray=ray: ray)
         with pytest.raises(seen, match="Ray could not be started: no raylet; it needs" if seen is UserError else None):
             OwnCluster(1, 0)
@@ -170,6 +171,32 @@ def test_sigterm_is_kept() -> None:
     with pytest.raises(SystemExit) as ended, keep_signals():
         sys.exit(signal.SIGTERM)  # as Ray's handler does, while Ray starts
     assert ended.value.code == 143
+
+
+HEARD = """
+import re, signal
+from pathlib import Path
+from cluster.ray_cluster import OwnCluster
+
+def say(kill):
+    def instead(*args, **options):
+        caught = int(re.search("SigCgt:(.*)", Path("/proc/self/status").read_text())[1], 16)
+        print("caught" if caught >> signal.SIGTERM - 1 & 1 else "deadly")
+        kill(*args, **options)
+    return instead
+
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+cluster = OwnCluster(1, 0)
+node = cluster.ray._private.worker._global_node
+node.kill_all_processes = say(node.kill_all_processes)
+cluster.close()
+"""
+
+
+def test_a_signal_is_heard_while_ray_ends_its_processes() -> None:
+    "Its C++ has ended by then, and has left SIGTERM as it comes from the system."
+    done = subprocess.run([sys.executable, "-c", HEARD], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "caught\n", done
 
 
 def test_ctrl_c_waits_until_ray_has_started() -> None:
