@@ -32,7 +32,7 @@ from learner.models import linear, simple_net
 from learner.optim import SGD
 
 TRAIN = """DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSerif DejaVuSerif-Bold cmr10 cmss10
-DejaVuSerif-Italic STIXGeneral STIXGeneralItalic STIXGeneralBolIta cmti10"""
+DejaVuSerif-Italic STIXGeneral STIXGeneralItalic STIXGeneralBolIta DejaVuSans-BoldOblique"""
 VALID = "DejaVuSansMono-Oblique DejaVuSerif-BoldItalic STIXGeneralBol cmtt10 cmb10"
 FONTS = {"train": TRAIN.split(), "valid": VALID.split()}
 

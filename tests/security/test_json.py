@@ -229,7 +229,7 @@ def spoil_shape(state: dict[str, np.ndarray]) -> None:
 
 def spoil_type(state: dict[str, np.ndarray]) -> None:
     name = next(name for name in state if name.startswith("0/"))
-    state[name] = state[name].astype(np.complex64)
+    state[name] = state[name].astype(np.int64)
 
 
 def spoil_optimizer(state: dict[str, np.ndarray]) -> None:
