@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,6 +32,12 @@ def test_a_seat_in_words() -> None:
     seat = Seat(5, 8, 1, 4)
     assert seat.environment() == {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     assert str(seat).startswith("rank 5 of 8 (pid ")
+
+
+def test_a_local_gang_keeps_the_memory_that_it_frees(local_gang, job: Job, monkeypatch) -> None:
+    monkeypatch.setattr(cluster.gang, "keep_memory", kept := Mock())
+    local_gang(job)
+    kept.assert_called_once_with()
 
 
 def test_a_local_gang_raises_what_was_raised(local_gang: Callable[[Job], LocalGang], job: Job) -> None:

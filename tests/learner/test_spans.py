@@ -169,6 +169,7 @@ def test_autograd_fills_the_flat_gradient_and_zeroing_is_one_call() -> None:
     net(torch.ones(1, 3)).sum().backward()
     assert all(p.grad is grad and grad.all() for p, grad in zip(net.parameters(), grads))
     (span,) = opt.spans
+    assert [grad is span.grad for grad in opt.grads] == [True]
     assert span.grad.untyped_storage().data_ptr() == grads[1].untyped_storage().data_ptr()
     opt.zero_grad()
     assert not any(grad.any() for grad in grads)
