@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from benchmarks.accuracy import DATA, read_history
 from benchmarks.driver import Coordinated
 from benchmarks.peers.common import BATCH, LR, MARK, WORKERS
 from benchmarks.ranks import Ranks, barrier
-from benchmarks.timing import shown
+from benchmarks.timing import aim, shown
 from cluster.comms import Group
 from cluster.ray_gang import RayGang, Workers
 from cluster.reducer import GradientSum
@@ -47,6 +47,7 @@ PEERS = {  # name: module, what must be installed, by torchrun
 }
 FIRST_AIMS = {64: 1.30, 128: 1.36}
 LATER_AIMS = {(64, "none"): 1.05, (64, "crop"): 1.10, (128, "none"): 1.15, (128, "crop"): 1.20}
+WAITING_AIM = 2  # percent
 KINDS = ("none", "crop")  # augmentation
 COMPARED = {64: 7, 128: 3}  # side: runs that are compared with pure compute
 Seconds = list[float]
@@ -184,14 +185,16 @@ def against_compute(gang: RayGang, root: Path, size: int, n_rounds: int) -> list
             before = behind
     for ranks in pure:
         ranks.close()
-    rows = []
-    for kind, runs in found.items():
-        *columns, waiting = zip(*runs)
-        ratios = [shown(column) for column in columns]
-        waited = f"{median(waiting):.2f}%, at most {max(waiting):.2f}%"
-        aims = f"{FIRST_AIMS[size]:.2f}", f"{LATER_AIMS[size, kind]:.2f}"
-        rows.append(f"| {' | '.join([f'{size} px', kind, *ratios[:2], aims[0], *ratios[2:], aims[1], waited])} |")
-    return rows
+    return [compared_row(size, kind, *zip(*runs)) for kind, runs in found.items()]
+
+
+def compared_row(size: int, kind: str, *columns: Sequence[float]) -> str:
+    "A row of the table: first epochs over both kinds of pure compute, later ones, and percents of waiting."
+    first, later, waiting = columns[:2], columns[2:4], columns[4]
+    cells = [f"{size} px", kind, *[shown(ratios) for ratios in first], aim(FIRST_AIMS[size], *first)]
+    cells += [*[shown(ratios) for ratios in later], aim(LATER_AIMS[size, kind], *later)]
+    cells += [f"{median(waiting):.2f}%, at most {max(waiting):.2f}%", aim(WAITING_AIM, waiting)]
+    return f"| {' | '.join(cells)} |"
 
 
 def rounds(root: Path, contestants: dict[str, Callable[[], Seconds]]) -> dict[str, list[Seconds]]:
@@ -261,9 +264,10 @@ Ours decodes by {decoder_version()}.
 Ours over pure compute, the same steps on tensors that lie in memory, in processes that stand by, driver and Ray at
 work. Median (quartiles) of {compared} runs, each between two epochs of pure compute. "Kept": over
 the same in processes that keep the memory they free, as our workers do (`learner/memory.py`), so that all else is left.
-"Waiting": what part of their time in later epochs, those from the store, workers wait for data; the aim is under 2%.
+"Waiting": what part of their time in later epochs, those from the store, workers wait for data, in percent. What was
+tried where an aim is missed is in NOTES.md.
 
-| pictures | augmentation | first epoch | kept | aim | later epochs | kept | aim | waiting |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| pictures | augmentation | first epoch | kept | aim | later epochs | kept | aim | waiting | aim |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 """

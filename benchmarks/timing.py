@@ -59,6 +59,12 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return ordered[left_out], ordered[n - 1 - left_out], surely(left_out)
 
 
+def aim(limit: float, *measured: Sequence[float], least: bool = False) -> str:
+    "What was asked for, at most or at `least`, and which of the medians beside it miss it: nothing hides in a table."
+    missed = [f"{m:.3g}" for m in map(statistics.median, measured) if (m < limit if least else m > limit)]
+    return f"{limit:g}" + (f" MISSED: {', '.join(missed)}" if missed else "")
+
+
 def shown(values: Sequence[float], digits: int = 2) -> str:
     "Median (quartiles), by how much of it the median is uncertain, and how sure that is."
     middle, low, high = quartiles(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,8 +21,8 @@ class Job:
 
     `augment` is none, crop or full, as `augmentation` says; `mix` is MixUp and CutMix; in a `progressive` run, training
     steps come with a `size` of their own; `channels` is 3, or 1 for pictures in grey;
-    `store` is the folder of the store of decoded pictures, if there is to be one; `on_device` has all of them kept in
-    the device's memory;
+    `store` is the folder of the store of decoded pictures, if there is to be one, which was named since the job was
+    `made`; `on_device` has all of them kept in the device's memory;
     `clip` is a bound on the global norm of gradients, `ema` the decay of averaged weights (0: none of either),
     `accumulate` in how many parts a batch goes through the model, `precision` fp32, bf16 or fp16;
     `fine_tune` has the head and the body in groups of their own, the body frozen until told otherwise;
@@ -51,6 +52,7 @@ class Job:
     progressive: bool = False
     channels: int = 3
     store: str | None = None
+    made: int = field(default_factory=time.time_ns, repr=False, compare=False)
     on_device: bool = False
     optimizer: str = "sgd"
     momentum: float | None = None

@@ -44,7 +44,7 @@ class LocalBatches:
     def _open_store(self, n: int, tell: Callable[[str], object]) -> Store | None:
         "The store of this machine; where there is no room for one, it is told."
         try:
-            return Store(Path(str(self.job.store)), n, self.job.presize, self.job.channels)
+            return Store(Path(str(self.job.store)), n, self.job.presize, self.job.channels, self.job.made)
         except UserError as error:
             tell(f"host {socket.gethostname()} decodes images in every epoch: {error}")
             return None

@@ -97,9 +97,12 @@ def make_store(config: Config, split: Split, channels: int = 3) -> str | None:
         finally:
             print(outcome, flush=True)
     except (OSError, UserError) as error:
+        told = f"{error}"
+        if isinstance(error, OSError):
+            told = f"{error.filename}: {error.strerror}; name a folder that can be written with --cache DIR"
         if not automatic:
-            raise UsageError(f"--cache {config.cache} is not possible: {error}") from error
-        print(f"images are decoded in every epoch: {error}", flush=True)
+            raise UsageError(f"--cache {config.cache} is not possible: {told}") from error
+        print(f"images are decoded in every epoch: {told}", flush=True)
         return None
     if config.cache == "device":
         print(f"and in the memory of each worker's device: another {size / 2**20:.0f} MiB\n")

@@ -3,7 +3,8 @@
 1. A tensor is there or here, as its memory is marked; what is computed of tensors there is there.
 2. Tensors of both places don't mix, but for numbers (no dimensions), as in torch.
 3. What makes the processor wait for a GPU is noted: a value that it reads, a shape that depends on values, and each
-   copy but one from page-locked memory that need not be waited for.
+   copy but one from page-locked memory that need not be waited for. So is what takes a processor's time for nothing:
+   pictures that are sent as floats, or copied once more to be page-locked.
 """
 
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ class Devices(TorchFunctionMode):
             asked.to: self._to,
             asked.cpu: partial(self._to, device=CPU),
             asked.cuda: partial(self._to, device=GPU),
-            asked.pin_memory: lambda x: marked(x.clone(), "pinned"),
+            asked.pin_memory: self._pin,
             asked.tolist: self._tolist,
             asked.numpy: self._numpy,
         }
@@ -105,11 +106,20 @@ class Devices(TorchFunctionMode):
         there = is_there(x) if device is None else torch.device(device).type == "cuda"
         if there == is_there(x):
             return x.to(dtype or x.dtype, copy=copy)
+        if there and x.dim() == 4 and x.is_floating_point():
+            self.waits.append(f"pictures {tuple(x.shape)} sent as floats")
         if not (there and non_blocking and (getattr(x.untyped_storage(), "pinned", False) or not x.numel())):
             self.waits.append(f"a copy of {tuple(x.shape)} {'to' if there else 'from'} the GPU")
         with torch.utils._python_dispatch._disable_current_modes():
             moved = x.detach().clone().to(dtype or x.dtype)
         return marked(moved) if there else moved
+
+    def _pin(self, x: Tensor) -> Tensor:
+        if getattr(x.untyped_storage(), "pinned", False):
+            return x
+        if x.dim() == 4:
+            self.waits.append(f"pictures {tuple(x.shape)} copied to be page-locked")
+        return marked(x.clone(), "pinned")
 
     def _tolist(self, x: Tensor) -> Any:
         if is_there(x):

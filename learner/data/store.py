@@ -61,16 +61,17 @@ def store_bytes(n: int, size: int, channels: int = 3) -> int:
 class Store:
     """Rows uint8 (size, size, channels) by number, shared by all processes that open the same folder.
 
-    Raises UserError where the disk has no room; nothing is left there then.
+    `named` (in ns, by `time`) is a moment before the files were looked at for its name; else that is now. Raises
+    UserError where the disk has no room; nothing is left there then.
     """
 
-    def __init__(self, folder: Path, n: int, size: int, channels: int = 3) -> None:
-        self.folder, shape, self.opened = folder, (n, size, size, channels), time.time_ns()
+    def __init__(self, folder: Path, n: int, size: int, channels: int = 3, named: int | None = None) -> None:
+        self.folder, shape, self.named = folder, (n, size, size, channels), named or time.time_ns()
         try:
             with ExitStack() as files, _locked(folder.parent):
                 _make(folder, {PIXELS: max(1, math.prod(shape)), CHECKSUMS: max(1, 4 * n)})
                 os.utime(folder)  # pruning goes by the last use
-                lock = files.enter_context(open(folder / LOCK))
+                lock = files.enter_context(open(folder / LOCK, "a"))
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 self._file = files.enter_context(open(folder / PIXELS, "r+b", buffering=0))
                 self.pixels = np.memmap(self._file, np.uint8, "r+", shape=shape)
@@ -151,7 +152,7 @@ def changed(file: str) -> int:
 class StoredDataset(Dataset):
     """A Dataset whose pictures are rows of a store from `first` on, decoded when they are not there yet.
 
-    Those of files that have changed since the store was opened, and so named, are not kept: they may change back.
+    Those of files that have changed since the store was named are not kept: they may change back.
     """
 
     def __init__(self, labelled: Labelled, size: int, store: Store, first: int) -> None:
@@ -163,7 +164,7 @@ class StoredDataset(Dataset):
         row = self.store.get(self.first + i)
         if row is None:
             row = super().pixels(i)
-            if changed(self.labelled.files[i]) < self.store.opened:
+            if changed(self.labelled.files[i]) < self.store.named:
                 self.store.put(self.first + i, row)
         return row
 
@@ -186,7 +187,7 @@ class StoredDataset(Dataset):
         fresh = out if len(missing) == len(out) else np.empty((len(missing), *out.shape[1:]), np.uint8)
         bad = super().read([indices[place] for place in missing], fresh)
         for number, place in enumerate(missing):
-            if number not in bad and changed(self.labelled.files[indices[place]]) < self.store.opened:
+            if number not in bad and changed(self.labelled.files[indices[place]]) < self.store.named:
                 self.store.put(int(rows[place]), fresh[number])
         if fresh is not out:
             out[missing] = fresh
@@ -216,7 +217,6 @@ def _make(folder: Path, files: dict[str, int]) -> None:
         for name, size in files.items():
             with open(aside / name, "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
-        (aside / LOCK).touch()
         os.rename(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

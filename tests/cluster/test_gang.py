@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cluster.crew
 import cluster.gang
+from cluster.crew import Crew, Workers
 from cluster.faults import WorkersFailed
 from cluster.gang import LocalGang, Seat
+from cluster.meeting import Meeting
 from cluster.messages import Chunk, Job, Report
 from learner.data.files import Labelled
 from learner.data.loader import usable_cores
@@ -31,6 +35,22 @@ def test_a_seat_in_words() -> None:
     seat = Seat(5, 8, 1, 4)
     assert seat.environment() == {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     assert str(seat).startswith("rank 5 of 8 (pid ")
+
+
+def test_no_process_of_a_crew_waits_for_another_to_start(monkeypatch) -> None:
+    ray = MagicMock()
+    ray.cluster_resources.return_value = {"CPU": 4.0}
+    monkeypatch.setattr(cluster.crew, "in_bundle", Mock())
+    crew = Crew(ray, Workers(3, 0.0, "gloo"), 1, Meeting("127.0.0.1", 1, ""), "logs")
+    assert len(crew.bench) == 4
+    ray.get.assert_not_called()
+    ray.wait.assert_not_called()
+
+
+def test_a_local_gang_keeps_the_memory_that_it_frees(local_gang, job: Job, monkeypatch) -> None:
+    monkeypatch.setattr(cluster.gang, "keep_memory", kept := Mock())
+    local_gang(job)
+    kept.assert_called_once_with()
 
 
 def test_a_local_gang_raises_what_was_raised(local_gang: Callable[[Job], LocalGang], job: Job) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from torch import Tensor
 
+from learner.batchnorm import batchnorms
 from learner.callbacks import Compile, MixedPrecision, SetupLearner
 from learner.callbacks.compile import LIMIT
 from learner.data.loader import DataLoaders
@@ -16,6 +17,7 @@ from learner.dropout import Dropout
 from learner.layers import Activation, AdaptivePool, ConvLayer, Linear
 from learner.learner import Callback, Learner
 from learner.module import Module, Sequential
+from tests.pretend_gpu import pretended
 
 Graphs = list[Any]
 
@@ -159,3 +161,15 @@ def test_inductor_drops_the_same_elements() -> None:
     expected = layer(x)
     layer.calls = 0
     assert torch.equal(torch.compile(lambda x: layer(x), fullgraph=True)(x), expected)
+
+
+def test_only_a_gpus_kernels_are_recorded_as_graphs() -> None:
+    "Not where BatchNorm asks other devices in the midst: of the pieces, each would be a graph of its own."
+    made = Mock(side_effect=lambda function, **options: function)
+    with pretended(), patch.object(torch, "compile", made):
+        for device in ("cpu", "cuda"):
+            net, compiled = model().to(device), Compile()
+            Learner(net, DataLoaders([]), cbs=[compiled])("before_fit")
+            next(norm for norm in batchnorms(net)).sum_ = lambda total: total
+            compiled._note_sharing()
+    assert [call.kwargs["mode"] for call in made.call_args_list] == [None] * 4 + ["reduce-overhead"] * 2 + [None] * 2

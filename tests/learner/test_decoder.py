@@ -1,6 +1,7 @@
 "Many files at once give what one by one gives, with simplejpeg or without; the same are refused."
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -90,6 +91,22 @@ def test_the_same_files_in_another_batch_give_the_same_pixels(
     for row, file in enumerate(sound * 3):
         decode_all([file], parts[row : row + 1])
     np.testing.assert_array_equal(whole, parts)
+
+
+@pytest.mark.parametrize("by", ["Pillow", pytest.param("simplejpeg", marks=fast)])
+def test_jpegs_of_one_shape_are_resized_together(by: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "Pillow":
+        monkeypatch.setattr(decoder, "simplejpeg", None)
+    else:
+        simplejpeg = Mock(wraps=decoder.simplejpeg)
+        monkeypatch.setattr(decoder, "simplejpeg", simplejpeg)
+    resized = Mock(side_effect=decoder.resized)
+    monkeypatch.setattr(decoder, "resized", resized)
+    monkeypatch.setattr(decoder, "decode", lambda *_, **__: pytest.fail("one by one"))
+    jpegs = files[:9]  # of which two have one shape
+    decode_all(jpegs * 3, np.empty((27, SIZE, SIZE, 3), np.uint8))
+    assert resized.call_count == 8
+    assert by == "Pillow" or simplejpeg.decode_jpeg.call_count == 27
 
 
 @fast

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -99,7 +100,10 @@ def test_a_part_runs_once_for_all_and_on_the_parameters_own_memory() -> None:
 
 
 def test_blocks_change_nothing(monkeypatch) -> None:
+    calls = Counter[int]()
+
     def replacing(p, grad, state, *, lr) -> Tensor:
+        calls[block] += 1
         state["mean"] = 0.9 * state["mean"] + grad if "mean" in state else grad.clone()
         if "steps" in state:
             state["steps"].add_(1)
@@ -118,6 +122,7 @@ def test_blocks_change_nothing(monkeypatch) -> None:
                     prepare(p, number, day, FREE)
                 opt.step()
             results.append([*(p.detach() for p in tensors), *opt.state_dict().values()])
+    assert calls[7] > 2 * calls[10**6]
     for cut, whole in zip(results[:3], results[3:]):
         assert_close(cut, whole, rtol=1e-14, atol=1e-15)
 
@@ -169,6 +174,7 @@ def test_autograd_fills_the_flat_gradient_and_zeroing_is_one_call() -> None:
     net(torch.ones(1, 3)).sum().backward()
     assert all(p.grad is grad and grad.all() for p, grad in zip(net.parameters(), grads))
     (span,) = opt.spans
+    assert [grad is span.grad for grad in opt.grads] == [True]
     assert span.grad.untyped_storage().data_ptr() == grads[1].untyped_storage().data_ptr()
     opt.zero_grad()
     assert not any(grad.any() for grad in grads)

@@ -1,10 +1,14 @@
 "The store gives the pixels that decoding gives, whatever was killed, changed, damaged, shared or full."
 
+import fcntl
 import multiprocessing
 import os
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -210,6 +214,26 @@ def test_pruning_removes_the_least_recently_used_but_none_in_use(tmp_path, three
     assert three["old"].filled == 0
 
 
+def test_the_last_use_counts_not_the_making(tmp_path, three) -> None:
+    three.clear()
+    Store(tmp_path / NAMES["old"], 9, SIZE)
+    assert prune(tmp_path, limit=2 * store_bytes(9, SIZE)) == [NAMES["middle"]]
+
+
+def test_stores_are_made_and_removed_by_one_at_a_time(tmp_path, monkeypatch) -> None:
+    def alone(does: Callable[..., object], *args: Any, **options: Any) -> object:
+        with open(tmp_path / "lock") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return does(*args, **options)
+
+    rename, rmtree = Mock(side_effect=partial(alone, os.rename)), Mock(side_effect=partial(alone, shutil.rmtree))
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    Store(tmp_path / NAMES["old"], 9, SIZE)
+    assert prune(tmp_path, limit=0) == [NAMES["old"]]
+    assert rename.call_count == rmtree.call_count == 1
+
+
 def test_pruning_makes_room_for_a_new_store(tmp_path, three, monkeypatch) -> None:
     one_size = store_bytes(9, SIZE)
     three.clear()
@@ -238,6 +262,12 @@ def test_pruning_touches_nothing_but_stores(tmp_path) -> None:
     assert all((tmp_path / name).read_text() == name for name in kept)
 
 
+def touch(file: Path, since: int) -> None:
+    "Have the file changed later than `since`: file systems have coarse clocks."
+    while changed(str(file)) < since:
+        os.utime(file)
+
+
 def test_a_file_that_changes_under_way_is_not_kept(labelled, tmp_path) -> None:
     "Not even if it looks as before: it may be put back, and the store's name would be the same."
     dataset = open_all(labelled, tmp_path)
@@ -247,8 +277,8 @@ def test_a_file_that_changes_under_way_is_not_kept(labelled, tmp_path) -> None:
     file.write_bytes(file.read_bytes().ljust(len(before), b"\0"))
     times = status.st_atime_ns, status.st_mtime_ns
     os.utime(file, ns=times)
-    while changed(str(file)) < dataset.store.opened:  # file systems have coarse clocks
-        os.utime(file, ns=times)
+    touch(file, dataset.store.named)
+    os.utime(file, ns=times)
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     dataset.read([2, 3], np.empty((2, SIZE, SIZE, 3), np.uint8))
     for i in range(9):
@@ -258,6 +288,22 @@ def test_a_file_that_changes_under_way_is_not_kept(labelled, tmp_path) -> None:
     file.write_bytes(before)
     os.utime(file, ns=times)
     np.testing.assert_array_equal(open_all(labelled, tmp_path).pixels(2), decode(str(file), SIZE))
+
+
+def test_a_file_that_changed_before_a_later_process_opens_the_store_is_not_kept_either(labelled, tmp_path) -> None:
+    "A worker may come hours after the store was named, in place of one that died."
+    named = time.time_ns()
+    touch(Path(labelled.files[2]), named)
+    dataset = StoredDataset(labelled, SIZE, Store(tmp_path / "stores" / "one", 9, SIZE, named=named), 0)
+    assert_right(dataset)
+    assert np.flatnonzero(dataset.store.checksums == EMPTY).tolist() == [2]
+
+
+def test_a_store_whose_lock_a_cleaner_removed_is_as_good(labelled, tmp_path) -> None:
+    "Nobody writes to that file, so that what tidies /tmp takes it for abandoned."
+    assert_right(open_all(labelled, tmp_path))
+    (tmp_path / "stores" / "one" / "lock").unlink()
+    assert open_all(labelled, tmp_path).store.filled == 9
 
 
 def test_what_others_have_filled_is_soon_known(labelled, tmp_path) -> None:

@@ -1,16 +1,19 @@
 "What a configuration comes to before workers start: the store of decoded images, what is put up with."
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from cluster import stream
 from cluster.faults import Tolerance
 from cluster.messages import Job
-from learner.data.files import Split, open_split
+from learner.data.files import Labelled, Split, open_split
+from learner.data.store import Store, changed
 from learner.errors import UsageError, UserError
 from orchestrator.build import make_gang, make_store, tolerance
 from orchestrator.config import Config
@@ -64,6 +67,18 @@ def test_a_new_store_has_an_old_one_make_room(split, tmp_path, capsys, monkeypat
     assert old and new and not Path(old).exists() and Path(new).exists()
 
 
+def test_a_run_whose_own_store_is_there_keeps_it_and_removes_others_beyond_the_limit(split, tmp_path, capsys) -> None:
+    config = Config(data="shapes", size=32, cache=f"{tmp_path}/stores")
+    own, other = make_store(config, split), tmp_path / "stores" / ("a" * 32)
+    Store(Path(f"{own}"), 16, config.presize).put(0, np.ones((config.presize,) * 2 + (3,), np.uint8))
+    other.mkdir()
+    (other / "pixels").touch()
+    os.truncate(other / "pixels", 51 * 2**30)  # a hole
+    os.utime(f"{own}", (1, 1))  # longer ago than the other's last use
+    assert make_store(config, split) == own
+    assert capsys.readouterr().out.endswith("1 of 16 are there\n\n") and not other.exists()
+
+
 def test_what_a_user_puts_up_with_is_what_the_gang_does() -> None:
     config = Config(max_restarts=3, min_workers=2, wait_for_workers=7.5, spares=4, hang_after=9.0)
     asked = Tolerance(max_restarts=3, min_workers=2, spares=4, wait=7.5, hang_after=9.0)
@@ -102,4 +117,17 @@ def test_a_machine_without_room_decodes(job: Job, tmp_path, monkeypatch) -> None
     batches = stream.LocalBatches(replace(job, store=str(tmp_path / "store")), 0, 1, 0, tell=told.append)
     assert batches.store is None and len(batches.dataset(True)) == len(job.train)
     assert len(told) == 1 and "decodes images in every epoch: the store" in told[0]
+    batches.close()
+
+
+def test_what_changed_since_the_job_was_made_is_not_kept(job: Job, tmp_path) -> None:
+    "By a worker that comes later, too."
+    files = [shutil.copy2(file, tmp_path / f"{number}.jpg") for number, file in enumerate(job.train.files)]
+    job = replace(job, train=Labelled(tuple(map(str, files)), job.train.targets), store=str(tmp_path / "store"))
+    while changed(f"{files[3]}") <= max(changed(f"{file}") for file in files[4:]):  # file systems have coarse clocks
+        files[3].touch()
+    job = replace(job, made=changed(f"{files[3]}"))
+    batches, n = stream.LocalBatches(job, 0, 1, 0), len(files)
+    batches.dataset(True).read(range(n), np.empty((n, job.presize, job.presize, 3), np.uint8))
+    assert batches.store is not None and batches.store.filled == n - 1
     batches.close()
