@@ -113,10 +113,10 @@ def lamb_step(p: Tensor, grad: Tensor, state: State, *, lr: float, weight_decay:
 def orthogonalized(x: Tensor) -> Tensor:
     """A matrix with x's singular vectors, and singular values of about 1 (0.7 to 1.2): (m, n) float, same out.
 
-    Five Newton-Schulz steps of Jordan et al., 2024 (https://kellerjordan.github.io/posts/muon), each of which multiplies
-    x by a polynomial of its Gram matrix. The polynomials, as small as x's smaller side, are multiplied with each other
-    first and with x last, which is 40% of the work for a ResNet's weights. Singular values below a thousandth of x's
-    norm come out smaller; zeros remain zeros.
+    Five Newton-Schulz steps of Jordan et al., 2024 (https://kellerjordan.github.io/posts/muon): each multiplies x by a
+    polynomial of its Gram matrix. The polynomials, as small as x's smaller side, are multiplied with each other first
+    and with x last, which is 40% of the work for a ResNet's weights. Singular values below a thousandth of x's norm
+    come out smaller; zeros remain zeros.
     """
     if x.shape[0] > x.shape[1]:
         return orthogonalized(x.T).T
