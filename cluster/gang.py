@@ -16,7 +16,7 @@ from cluster.comms import Solo
 from cluster.faults import TOO_LARGE, Failure, WorkersFailed
 from cluster.messages import Chunk, Job, Report
 from cluster.worker import Worker
-from learner.data.loader import usable_cores
+from learner.cores import usable_cores
 from learner.errors import UserError
 from learner.memory import keep_memory
 

@@ -95,9 +95,9 @@ class Config:
         1.0, "rate of all layers before the head, as a share of --lr: 0.01 for pretrained ones", TRAIN, "SHARE"
     )
     schedule: str = option("one_cycle", "how the rate moves", TRAIN, choices=tuple(SCHEDULES))
-    optimizer: str = option("sgd", "sgd, nesterov, rmsprop, adam, adamw or lamb", TRAIN, "NAME")
+    optimizer: str = option("sgd", "sgd, nesterov, rmsprop, adam, adamw, lamb or muon", TRAIN, "NAME")
     momentum: float | None = option(
-        None, "momentum, 0 to below 1; Adam's beta1 (default: none for SGD, 0.9)", TRAIN, "M"
+        None, "momentum, 0 to below 1; Adam's beta1 (default: none for SGD, 0.95 for Muon, else 0.9)", TRAIN, "M"
     )
     moms: str | None = option(None, "momentum along one cycle, as in fastai: 0.95,0.85,0.95", TRAIN, "A,B,C")
     weight_decay: float | None = option(None, "weight decay (default: the optimizer's own)", TRAIN, "WD")

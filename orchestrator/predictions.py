@@ -12,8 +12,8 @@ from cluster.comms import Solo
 from cluster.messages import Chunk
 from cluster.shards import n_batches
 from cluster.worker import Worker
+from learner.cores import usable_cores
 from learner.data.files import Labelled, image_files, printable_path
-from learner.data.loader import usable_cores
 from learner.errors import UsageError
 from learner.interpret import Outcomes
 from orchestrator.examine import measuring_job

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.cores import usable_cores
 from learner.data.decoder import decode_all
 from learner.data.files import Labelled
 from learner.data.images import BadImage, decode
@@ -98,11 +98,6 @@ def collate_readable(dataset: Dataset, indices: Sequence[int], buffer: Callable[
     rows = torch.tensor([row for row in range(len(indices)) if row not in errors], dtype=torch.int64)
     bad = tuple((errors[row].file, errors[row].reason) for row in sorted(errors))
     return Readable(pixels[rows], targets[rows], rows, bad)
-
-
-def usable_cores() -> int:
-    "How many processors this process may run on."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class DataLoader:

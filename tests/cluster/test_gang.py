@@ -18,8 +18,8 @@ from cluster.faults import WorkersFailed
 from cluster.gang import LocalGang, Seat
 from cluster.meeting import Meeting
 from cluster.messages import Chunk, Job, Report
+from learner.cores import usable_cores
 from learner.data.files import Labelled
-from learner.data.loader import usable_cores
 from learner.errors import UserError
 from learner.learner import Callback
 

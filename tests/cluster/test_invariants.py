@@ -89,6 +89,7 @@ ADAPTIVE: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "weight_decay": 0.01, "body_apart": True},
     "adamw": {"optimizer": "adamw", "decay_weights_only": True, "precision": "bf16"},
     "lamb": {"optimizer": "lamb", "weight_decay": 0.01, "precision": "fp16"},
+    "muon": {"optimizer": "muon", "weight_decay": 0.01},
     "rmsprop": {"optimizer": "rmsprop", "momentum": 0.9},
     "fine-tuned": {"optimizer": "adamw", "decay_weights_only": True, "fine_tune": True},
     "progressive": {"augment": "full", "presize": 30, "progressive": True},

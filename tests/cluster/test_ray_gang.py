@@ -17,8 +17,9 @@ from cluster.faults import WorkersFailed
 from cluster.messages import Chunk, Job
 from cluster.ray_gang import RayGang
 from cluster.worker_process import WorkerProcess
+from learner.cores import usable_cores
 from learner.data.files import Labelled
-from learner.data.loader import epoch_order, usable_cores
+from learner.data.loader import epoch_order
 from learner.errors import UserError
 
 FOREVER = Chunk(True, 0, 0, 0, ({"lr": 0.1},) * 7)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from learner.errors import UserError
 from learner.module import Parameter
-from learner.optim import LAMB, SGD, Adam, AdamW, RMSProp
+from learner.optim import LAMB, SGD, Adam, AdamW, Muon, RMSProp, orthogonalized
 from learner.optimizer import spread
 
 SHAPES = [(3, 2), (4,), (2, 3, 2, 2)]
@@ -103,7 +105,57 @@ def test_lamb_moves_weights_that_start_at_zero():
     assert (p < 0).all()
 
 
-@pytest.mark.parametrize("make", [PAIRS[name][0] for name in PAIRS] + [lambda p: LAMB(p, 0.01)])
+sides = st.integers(1, 20)
+
+
+@given(sides, sides, st.integers(0, 2**32), st.sampled_from([1e-30, 1.0, 1e30]))
+def test_orthogonalizing_keeps_singular_vectors_and_makes_values_about_one(rows, cols, seed, scale):
+    "Against the decomposition itself, whose values go through the five steps' polynomial as numbers."
+    x = torch.randn(rows, cols, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale
+    left, values, right = torch.linalg.svd(x, full_matrices=False)
+    values /= values.norm()
+    if len(values) > 1:
+        for _ in range(5):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(orthogonalized(x), left * values @ right, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(9, 30), (30, 9), (16, 16), (8, 3, 3, 3), (40, 2, 3, 3)])
+def test_muon_is_torchs_but_for_its_half_precision(shape):
+    "A convolution's weight is a matrix with a row for each channel that comes out of it."
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has Muon from 2.9 on")
+    torch.manual_seed(0)
+    start, grads = torch.randn(shape), torch.randn(20, *shape)
+    ours, theirs = Parameter(start.clone()), torch.nn.Parameter(start.flatten(1).clone())
+    opt = Muon([ours], 0.05, 0.9, weight_decay=0.1)
+    peer = torch.optim.Muon([theirs], 0.05, 0.1, 0.9, adjust_lr_fn="match_rms_adamw")
+    for grad in grads:
+        ours.grad, theirs.grad = grad.clone(), grad.flatten(1).clone()
+        opt.step()
+        peer.step()
+    moved = (theirs.detach() - start.flatten(1)).norm()
+    assert (ours.detach().flatten(1) - theirs.detach()).norm() < 0.01 * moved
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (1, 7), (5, 1), (4, 3, 3, 3)])
+def test_muon_moves_each_parameter_by_about_a_fifth_of_the_rate(shape):
+    "By the root of the mean square, whatever the gradient's size; a gradient of zeros moves nothing."
+    torch.manual_seed(0)
+    for size in (1e-12, 1.0, 1e12):
+        p = Parameter(torch.zeros(shape))
+        p.grad = torch.randn(shape) * size
+        Muon([p], 0.5, weight_decay=0.0).step()
+        assert 0.06 < p.detach().square().mean().sqrt() < 0.12
+    p = Parameter(torch.ones(shape))
+    p.grad = torch.zeros(shape)
+    Muon([p], 0.5, weight_decay=0.0).step()
+    assert (p == 1).all()
+
+
+@pytest.mark.parametrize(
+    "make", [PAIRS[name][0] for name in PAIRS] + [lambda p: LAMB(p, 0.01), lambda p: Muon(p, 0.01)]
+)
 def test_state_survives_its_dictionary(make):
     "Stop after 5 steps, load into a new optimizer, and go on: the same as never having stopped."
     torch.manual_seed(1)

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from learner.layers import Linear
 from learner.module import Module, Parameter
-from learner.optim import LAMB, SGD, Adam, AdamW, Optimizer, RMSProp, per_tensor, sgd_step
+from learner.optim import LAMB, SGD, Adam, AdamW, Muon, Optimizer, RMSProp, per_tensor, sgd_step
 
 SHAPES = [(3, 2), (4,), (), (2, 3, 2, 2), (1,)]
 MAKERS: dict[str, Callable[..., Optimizer]] = {
@@ -23,6 +23,7 @@ MAKERS: dict[str, Callable[..., Optimizer]] = {
     "rmsprop": lambda p: RMSProp(p, 0.01, momentum=0.9),
     "adamw": lambda p: AdamW(p, 0.01),
     "lamb": lambda p: LAMB(p, 0.01, weight_decay=0.1),
+    "muon": lambda p: Muon(p, 0.01),
 }
 OFF, FROZEN, FREE = range(3)
 days = st.lists(st.lists(st.sampled_from([OFF, FROZEN, FREE, FREE]), min_size=5, max_size=5), min_size=1, max_size=8)
@@ -62,7 +63,7 @@ def test_together_is_as_one_by_one(name: str, days: Sequence[Sequence[int]]) -> 
         assert_close(tensor, expected[key], rtol=1e-12, atol=1e-14, msg=key)
 
 
-@given(days, st.integers(0, 7), st.sampled_from(["momentum", "adamw", "lamb"]))
+@given(days, st.integers(0, 7), st.sampled_from(["momentum", "adamw", "lamb", "muon"]))
 def test_a_resumed_run_has_the_same_bits(days: Sequence[Sequence[int]], stop: int, name: str) -> None:
     straight, first, second = params(), params(), params()
     opt, before, after = MAKERS[name](straight), MAKERS[name](first), MAKERS[name](second)
