@@ -66,7 +66,8 @@ class Store:
     """
 
     def __init__(self, folder: Path, n: int, size: int, channels: int = 3, named: int | None = None) -> None:
-        self.folder, shape, self.named = folder, (n, size, size, channels), named or time.time_ns()
+        self.folder, shape, now = folder, (n, size, size, channels), time.time_ns()
+        self.named = min(named or now, now)  # a clock that is ahead, on the driver's machine, would let too much pass
         try:
             with ExitStack() as files, _locked(folder.parent):
                 _make(folder, {PIXELS: max(1, math.prod(shape)), CHECKSUMS: max(1, 4 * n)})
