@@ -126,10 +126,15 @@ class Group:
         if lost:
             raise PeerLost(f"rank {self.rank} lost touch with the others: some ranks can't reach each other")
 
-    def _connect(self, backend: str) -> None:
+    def _connect(self, backend: str, device: torch.device | None = None) -> None:
         "One that dies in this very moment is waited for in vain, and nothing but gloo's own timeout ends that."
         dist.init_process_group(
-            backend, store=self._store, rank=self.rank, world_size=self.world_size, timeout=self.connecting
+            backend,
+            store=self._store,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=self.connecting,
+            device_id=device,
         )
         if self.connecting != TIMEOUT:
             # the first is the name that torch 2.15 wants, the other all that those before it have
@@ -196,7 +201,7 @@ class NcclGroup(Group):
     before, and whoever has waited for a sum looks there behind it: if nobody had given up by then, the sum is whole.
     """
 
-    connecting = TIMEOUT  # it does so in its first sum
+    connecting = TIMEOUT  # which is that of its sums too
     _ranks: dist.ProcessGroup | None = None  # torch's object of this group: a later one is no business of ours
     _aborting: Thread | None = None
 
@@ -210,6 +215,13 @@ class NcclGroup(Group):
     def _address(self) -> str | None:
         "Not to be tried: NCCL has networks of its own."
         return None
+
+    def _connect(self, backend: str, device: torch.device | None = None) -> None:
+        """At once, while all are there, for which torch wants to know the GPU.
+
+        Else it would be in the first sum; if a rank never came to that, the others could not be made to abort.
+        """
+        super()._connect(backend, torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None)
 
     def finish(self) -> None:
         "See Comm. The time that counts is what the GPU has waited, its own work done, not the process for both."
