@@ -327,7 +327,7 @@ def test_compiled_dropout_drops_what_it_does_without(device: str) -> None:
     found = []
     for function in (forward, torch.compile(forward, dynamic=False, fullgraph=True)):
         set_keys(layers, sample_keys(1, 2, torch.arange(8)).to(device))
-        found.append(function(x))
+        found.append(function(x) > 0)
     assert torch.equal(*found)
 
 
