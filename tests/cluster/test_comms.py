@@ -124,11 +124,17 @@ def test_what_is_wrong_with_the_own_gpu_is_no_loss_of_a_peer(error: Exception, m
 def test_nccl_connects_before_anything_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     "As it does only if it knows the GPU: a rank that waited for it in a sum could not be freed, and had to be ended."
     store, asked = Store("127.0.0.1"), dict[str, Any]()
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update(options, backend=backend))
+
+    def connect(backend: str, store: dist.Store, **options: Any) -> None:
+        asked.update(options, backend=backend, seconds=store.timeout.total_seconds())
+
+    monkeypatch.setattr(dist, "init_process_group", connect)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with patch.dict(os.environ):
-        NcclGroup(0, 1, store.meeting)
+        group = NcclGroup(0, 1, store.meeting)
     assert (asked["backend"], asked["device_id"]) == ("nccl", torch.device("cuda", 0))
+    assert asked["seconds"] < 60, "for rank 0 to say where it is, if it has not died"
+    assert group._store.timeout == TIMEOUT
 
 
 def test_the_interface_to_a_machine() -> None:
