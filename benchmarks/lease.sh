@@ -9,8 +9,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp}
 
-logged() { # logged NAME SECONDS COMMAND...: a step that hangs leaves time for the next
-    timeout -k 5 "$2" "${@:3}" 2>&1 | tee "$OUT/$1.log"
+logged() { # logged NAME SECONDS COMMAND...: a step that hangs leaves time for the next, and says how far it came
+    timeout -s INT -k 15 "$2" "${@:3}" 2>&1 | tee "$OUT/$1.log"
 }
 
 case ${1:-} in
@@ -32,10 +32,10 @@ pack)
 tests)
     mkdir -p /tmp/site && tar -C /tmp/site -xJf .lease/1/site.tar.xz
     nvidia-smi
-    here="-m gpu -rs tests/gpu tests/learner/test_feed.py"
-    logged alone 330 python3 -m pytest $here -k "not (group or killed or local)"
-    logged groups 80 python3 -m pytest $here -k group
-    logged commands 170 python3 -m pytest $here -k "killed or local"
+    here="-m gpu -v -rs --durations 0 -o faulthandler_timeout=100 tests/gpu tests/learner/test_feed.py"
+    logged alone 280 python3 -m pytest $here -k "not (group or killed or local)"
+    logged groups 70 python3 -m pytest $here -k group
+    logged commands 180 python3 -m pytest $here -k "killed or local"
     ;;
 gpu)
     mkdir -p ../shared/data && cp .lease/2/part.aa ../shared/data

@@ -19,7 +19,7 @@ from torch.torch_version import TorchVersion
 from cluster.meeting import CALLED_OFF, Meeting, address_of, connections, cut_off, handles, interface_to, meet
 
 TIMEOUT = timedelta(days=1)  # the driver tells who hangs, and frees the others, long before
-CONNECTING = 20.0  # seconds for gloo to connect all ranks, which are there: it takes milliseconds
+CONNECTING = 20.0  # seconds to connect all ranks, which are there: it takes milliseconds, NCCL some seconds
 ON_ERRORS = {  # of NCCL's or the GPU's: torch would end the process, or wait for minutes, and ask others to do the same
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
@@ -126,10 +126,15 @@ class Group:
         if lost:
             raise PeerLost(f"rank {self.rank} lost touch with the others: some ranks can't reach each other")
 
-    def _connect(self, backend: str) -> None:
+    def _connect(self, backend: str, device: torch.device | None = None) -> None:
         "One that dies in this very moment is waited for in vain, and nothing but gloo's own timeout ends that."
         dist.init_process_group(
-            backend, store=self._store, rank=self.rank, world_size=self.world_size, timeout=self.connecting
+            backend,
+            store=self._store,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=self.connecting,
+            device_id=device,
         )
         if self.connecting != TIMEOUT:
             # the first is the name that torch 2.15 wants, the other all that those before it have
@@ -196,7 +201,7 @@ class NcclGroup(Group):
     before, and whoever has waited for a sum looks there behind it: if nobody had given up by then, the sum is whole.
     """
 
-    connecting = TIMEOUT  # it does so in its first sum
+    connecting = TIMEOUT  # which is that of its sums too
     _ranks: dist.ProcessGroup | None = None  # torch's object of this group: a later one is no business of ours
     _aborting: Thread | None = None
 
@@ -210,6 +215,16 @@ class NcclGroup(Group):
     def _address(self) -> str | None:
         "Not to be tried: NCCL has networks of its own."
         return None
+
+    def _connect(self, backend: str, device: torch.device | None = None) -> None:
+        """At once, while all are there, for which torch wants to know the GPU.
+
+        Else it would be in the first sum; if a rank never came to that, the others could not be made to abort. Nor can
+        they while they wait for rank 0's address, which it leaves in the store.
+        """
+        self._store.set_timeout(timedelta(seconds=CONNECTING))
+        super()._connect(backend, torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None)
+        self._store.set_timeout(TIMEOUT)
 
     def finish(self) -> None:
         "See Comm. The time that counts is what the GPU has waited, its own work done, not the process for both."

@@ -80,7 +80,8 @@ class Dropout(Module):
     def _kept(self, keys: Tensor, n: int) -> Tensor:
         "True where an element stays: bool (samples, n)."
         first = (self.layer << 8 | self.calls & 255) << 40
-        elements = mix64(first + torch.arange(n, device=keys.device)).int()  # compilers may count in 32 bits
+        # compilers count in 32 bits, and add what is to be added to a count in 32 bits too: so this is no addition
+        elements = mix64(torch.arange(n, device=keys.device) ^ first).int()
         threshold = int(self.p * (1 << 32)) - (1 << 31)
         return mix32_(keys.int()[:, None] ^ elements) >= threshold
 

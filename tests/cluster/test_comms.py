@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from threading import Thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import meeting
-from cluster.comms import TIMEOUT, Group, PeerLost, Solo
+from cluster.comms import TIMEOUT, Group, NcclGroup, PeerLost, Solo
 from cluster.meeting import Store, cut_off, interface_to
 
 WORLD_SIZE = 3
@@ -118,6 +119,22 @@ def test_what_is_wrong_with_the_own_gpu_is_no_loss_of_a_peer(error: Exception, m
             ask(torch.zeros(1))
     assert not alone.waiting
     alone.close()
+
+
+def test_nccl_connects_before_anything_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    "As it does only if it knows the GPU: a rank that waited for it in a sum could not be freed, and had to be ended."
+    store, asked = Store("127.0.0.1"), dict[str, Any]()
+
+    def connect(backend: str, store: dist.Store, **options: Any) -> None:
+        asked.update(options, backend=backend, seconds=store.timeout.total_seconds())
+
+    monkeypatch.setattr(dist, "init_process_group", connect)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with patch.dict(os.environ):
+        group = NcclGroup(0, 1, store.meeting)
+    assert (asked["backend"], asked["device_id"]) == ("nccl", torch.device("cuda", 0))
+    assert asked["seconds"] < 60, "for rank 0 to say where it is, if it has not died"
+    assert group._store.timeout == TIMEOUT
 
 
 def test_the_interface_to_a_machine() -> None:

@@ -27,6 +27,7 @@ from learner.callbacks import Compile
 from learner.data.feed import Feed
 from learner.data.mix import MixConfig
 from learner.data.normalize import Normalize
+from learner.dropout import Dropout, sample_keys, set_keys
 from tests.chaos.test_launch_faults import Launch, processes
 from tests.cluster.conftest import chunks, drive  # noqa: F401
 from tests.learner.test_feed import Numbers
@@ -41,11 +42,19 @@ RTOL, ATOL = 2e-3, 2e-4  # 14 steps in float32
 Start = Callable[[Job, str], LocalGang]
 
 
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    "Convolutions of float32 too: a GPU's are rounded to 10 bits, unless that is forbidden."
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    "A factory of LocalGangs that compute in full precision."
-    gangs, threads, tf32 = list[LocalGang](), torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    "A factory of LocalGangs."
+    gangs, threads = list[LocalGang](), torch.get_num_threads()
 
     def make(job: Job, device: str) -> LocalGang:
         gangs.append(LocalGang(job, device, tmp_path))
@@ -55,7 +64,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield make
     for gang in gangs:
         gang.close()
-    torch.backends.cudnn.allow_tf32 = tf32
     torch.set_num_threads(threads)
 
 
@@ -221,8 +229,10 @@ def test_a_group_sums_is_called_off_and_formed_anew(group: Callable[[str], Group
         one.finish()
         assert numbers.tolist() == [0, 1, 2, 3, 4, 5]
         if isinstance(one, NcclGroup):
+            assert dist.group.WORLD.bound_device_id == torch.device("cuda", 0), "it has connected at once"
             one._store.set(CALLED_OFF, "1")
             one.let_go()
+            one._aborting.join(30)  # type: ignore[union-attr]
             with pytest.raises(PeerLost):
                 one.sum_(numbers)
                 one.finish()
@@ -251,7 +261,8 @@ def launch(pictures: Path, user_environment: dict[str, str]) -> Iterator[Callabl
     launches: list[Launch] = []
 
     def begin(folder: Path, *more: str) -> Launch:
-        launches.append(Launch(pictures, folder, user_environment, "--arch", "simple_cnn", *more))
+        environment = user_environment | {"NVIDIA_TF32_OVERRIDE": "0"}  # see full_precision
+        launches.append(Launch(pictures, folder, environment, "--arch", "simple_cnn", *more))
         return launches[-1]
 
     yield begin
@@ -303,6 +314,21 @@ def test_one_worker_is_local(launch: Callable[..., Launch], tmp_path: Path, devi
     runs = [launch(tmp_path / "given", *device), launch(tmp_path / "local", "--local", *device[2:])]
     assert [run.end()[0] for run in runs] == [0, 0]
     np.testing.assert_allclose(rows(runs[0]), rows(runs[1]), rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_dropout_drops_what_it_does_without(device: str) -> None:
+    "The second too, whose elements are told from the first one's."
+    layers, x = [Dropout(0.3), Dropout(0.3)], torch.ones(8, 3, 5, 5, device=device)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return layers[1](layers[0](x))
+
+    found = []
+    for function in (forward, torch.compile(forward, dynamic=False, fullgraph=True)):
+        set_keys(layers, sample_keys(1, 2, torch.arange(8)).to(device))
+        found.append(function(x) > 0)
+    assert torch.equal(*found)
 
 
 def test_the_compiler_has_a_folder_of_its_own(start: Start, full: Job) -> None:

@@ -2,8 +2,11 @@
 
 import copy
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
+import sympy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +98,23 @@ def test_masks_look_independent() -> None:
         for pairs in (rows, columns):
             pairs[0].fill_diagonal_(0)
             assert pairs.std().item() == pytest.approx(1, abs=0.02) and pairs.abs().max() < 6.5
+
+
+@pytest.mark.slow
+def test_compiled_code_counts_in_32_bits() -> None:
+    "As for a GPU: torch folds what is added to a count into it, and where that takes more bits nothing is compiled."
+    from torch._inductor.index_propagation import IndexPropagation
+
+    layer, counts, given = keyed(0.3, 1, 2, torch.arange(4), layer=1), [], IndexPropagation.materialize_expr
+
+    def note(self: Any, expr: Any, dtype: torch.dtype) -> Any:
+        counts.extend([expr] if getattr(expr, "free_symbols", None) else [])
+        return given(self, expr, dtype)
+
+    with patch.object(IndexPropagation, "materialize_expr", note):
+        torch.compile(lambda x: layer(x), dynamic=False, fullgraph=True)(torch.ones(4, 6))
+    assert counts
+    assert all(abs(int(number)) < 1 << 31 for count in counts for number in count.atoms(sympy.Integer))
 
 
 def test_alone_it_draws_anew_from_torchs_stream_and_keeps_the_mean() -> None:
