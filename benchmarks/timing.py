@@ -13,13 +13,14 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each alternative in each round, after one round that is not counted.
 
-    A B C, then B C A, and so on, so that none always comes after the same other; `ready()` is called before each. An
-    alternative that gives a number has timed itself.
+    A B C, B C A, C A B, then the same backwards, and so on, so that none always comes after the same other; `ready()`
+    is called before each. An alternative that gives a number has timed itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     names = list(alternatives)
     for number in range(rounds + 1):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        order = names[number % len(names) :] + names[: number % len(names)]
+        for name in order[:: -1 if number // len(names) % 2 else 1]:
             ready()
             started = time.perf_counter()
             told = alternatives[name]()
