@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from learner.errors import UserError
 from learner.module import Parameter
-from learner.optim import LAMB, SGD, Adam, AdamW, Muon, RMSProp, orthogonalized
+from learner.optim import LAMB, SGD, Adam, AdamW, Muon, RMSProp
 from learner.optimizer import spread
+from learner.orthogonal import orthogonalized
 
 SHAPES = [(3, 2), (4,), (2, 3, 2, 2)]
 
