@@ -20,6 +20,8 @@ def option(default: Any, text: str, group: str, metavar: str | None = None, choi
     return field(default=default, metadata={"help": text, "group": group, "metavar": metavar, "choices": choices})
 
 
+RATES = {"sgd": 0.1, "nesterov": 0.1, "rmsprop": 0.003, "adam": 0.003, "adamw": 0.003, "lamb": 0.01, "muon": 0.01}
+
 DATA, MODEL, TRAIN, WHERE, FAULTS, RUN = "data", "model", "training", "devices", "faults", "run"
 
 
@@ -90,7 +92,13 @@ class Config:
 
     epochs: int = option(8, "how often to go through the training set", TRAIN, "N")
     batch_size: int = option(128, "images per step over all workers (the global batch)", TRAIN, "N")
-    lr: float | str = option(0.1, "peak learning rate for the global batch, or auto: find it first", TRAIN, "RATE")
+    lr: float | str = option(
+        None,
+        "peak learning rate for the global batch, or auto: find it first (default: 0.1 for sgd and nesterov, 0.01 for "
+        "lamb and muon, else 0.003)",
+        TRAIN,
+        "RATE",
+    )
     body_lr: float = option(
         1.0, "rate of all layers before the head, as a share of --lr: 0.01 for pretrained ones", TRAIN, "SHARE"
     )
@@ -168,6 +176,8 @@ class Config:
     debug: bool = option(False, "show tracebacks", RUN)
 
     def __post_init__(self) -> None:
+        if self.lr is None:
+            object.__setattr__(self, "lr", RATES.get(self.optimizer, 0.1))  # the only way into a frozen dataclass
         for one in dataclasses.fields(self):
             self._check_type(one)
             self._check_choice(one)
