@@ -177,7 +177,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.lr is None:
-            object.__setattr__(self, "lr", RATES.get(self.optimizer, 0.1))  # the only way into a frozen dataclass
+            object.__setattr__(self, "lr", RATES.get(str(self.optimizer), 0.1))  # the only way into a frozen dataclass
         for one in dataclasses.fields(self):
             self._check_type(one)
             self._check_choice(one)
