@@ -54,6 +54,7 @@ def own_ray() -> ModuleType:
     os.environ.pop("PYTHONOPTIMIZE", None)  # Ray's agents add to docstrings, which it may take away
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # not Ray's 15, with which any other program starves the workers
     return import_ray(loopback=True)
 
 

@@ -72,6 +72,12 @@ def test_a_signal_to_all_processes_ends_none_but_the_driver(
     assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+def test_workers_are_worth_as_much_to_the_system_as_their_driver(ray_gang: RayGang) -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    for place in ray_gang.places:
+        assert os.getpriority(os.PRIO_PROCESS, place.pid) == ours, "Ray's way, 15 more, leaves them 4% beside others"
+
+
 def test_what_a_run_of_one_machine_has_no_use_for_is_not_started(
     ray_gang: RayGang, descendants: Callable[[int], dict[int, str]]
 ) -> None:
