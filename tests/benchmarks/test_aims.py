@@ -11,7 +11,6 @@ from benchmarks.timing import aim
 def test_an_aim_names_what_misses_it() -> None:
     assert aim(1.3, [1.2, 1.3, 9.0]) == "1.3"
     assert aim(1.3, [1.2], [1.0, 1.69, 2.0]) == "1.3 MISSED: 1.69"
-    assert aim(1.3, [1.304]) == "1.3", "as the table shows it"
     assert aim(3.5, [3.4], least=True) == "3.5 MISSED: 3.4"
     assert aim(3.5, [3.5], least=True) == "3.5"
 
