@@ -93,9 +93,9 @@ class Config:
     epochs: int = option(8, "how often to go through the training set", TRAIN, "N")
     batch_size: int = option(128, "images per step over all workers (the global batch)", TRAIN, "N")
     lr: float | str = option(
-        None,
-        "peak learning rate for the global batch, or auto: find it first (default: 0.1 for sgd and nesterov, 0.01 for "
-        "lamb and muon, else 0.003)",
+        "own",
+        "peak learning rate for the global batch; auto: find it first; own: the optimizer's (0.1 for sgd and nesterov, "
+        "0.01 for lamb and muon, else 0.003)",
         TRAIN,
         "RATE",
     )
@@ -176,18 +176,17 @@ class Config:
     debug: bool = option(False, "show tracebacks", RUN)
 
     def __post_init__(self) -> None:
-        if self.lr is None:
-            object.__setattr__(self, "lr", RATES.get(str(self.optimizer), 0.1))  # the only way into a frozen dataclass
         for one in dataclasses.fields(self):
             self._check_type(one)
             self._check_choice(one)
+        if self.lr == "own":  # the only way into a frozen dataclass
+            object.__setattr__(self, "lr", RATES.get(self.optimizer, RATES["sgd"]))
         try:
             parse_sizes(self.size)
         except UsageError as error:
             raise UsageError(f"--{error}") from None
-        for name in ("epochs", "batch_size", "accumulate", "keep"):
+        for name in ("epochs", "batch_size", "accumulate", "keep", "min_workers"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
-        self._require("min_workers", self.min_workers >= 1, "1 or more")
         for name in ("early_stop", "fine_tune", "max_restarts", "spares", "wait_for_workers"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("hang_after", 1 <= self.hang_after < math.inf, "1 or more")
@@ -208,7 +207,7 @@ class Config:
             "moms", self.moms is None or _three_momentums(self.moms), "three numbers from 0 to below 1: A,B,C"
         )
         self._require("lr", self.lr == "auto" or (not isinstance(self.lr, str) and 0 < self.lr < math.inf),
-                      "above 0, or auto")  # fmt: skip
+                      "above 0, auto or own")  # fmt: skip
         self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
                       "letters, digits and . _ + - only")  # fmt: skip
         self._require("body_lr", 0 < self.body_lr < math.inf, "above 0")

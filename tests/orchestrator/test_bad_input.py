@@ -52,7 +52,7 @@ USAGE = [
     (["--batch-size", "3", "--cpus", "4"], ["--batch-size 3", "4 workers", "use 4 or more"]),
     (["--batch-size", "eight"], ["--batch-size: 'eight' is no whole number"]),
     (["--epochs", "0"], ["--epochs 0 is not possible", "1 or more"]),
-    (["--lr", "-1"], ["--lr -1.0 is not possible", "above 0, or auto"]),
+    (["--lr", "-1"], ["--lr -1.0 is not possible", "above 0, auto or own"]),
     (["--bad-images", "ignore"], ["--bad-images ignore", "fail, skip"]),
     (["--cpus", "0"], ["--cpus 0 is not possible", "1 or more"]),
     (["--local", "--cpus", "2"], ["--local is one worker in this process, but 2"]),

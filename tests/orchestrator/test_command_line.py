@@ -144,7 +144,7 @@ def test_mistakes(line: str, message: str) -> None:
         (b"epochs = '3'", "--epochs 3 is not possible: it must be of type int, without quotes"),
         (b"epochs = 3.0", "--epochs 3.0 is not possible: it must be of type int"),
         (b"local = 1", "--local 1 is not possible: it must be of type bool"),
-        (b"lr = -1", "--lr -1 is not possible: it must be above 0, or auto"),
+        (b"lr = -1", "--lr -1 is not possible: it must be above 0, auto or own"),
         (b"gpus = true", "--gpus True is not possible: it must be of type str"),
     ],
 )

@@ -28,7 +28,7 @@ BAD = [
     ("size", 0), ("size", -64), ("size", 64.0), ("augment", True), ("size", True), ("size", None),
     ("augment", 1), ("augment", "yes"), ("augment", None), ("bad_images", "ignore"), ("bad_images", None),
     ("epochs", 0), ("epochs", -1), ("epochs", 1.5), ("batch_size", 0), ("batch_size", -8), ("batch_size", INF),
-    ("lr", 0), ("lr", -0.1), ("lr", INF), ("lr", NAN), ("lr", "find"), ("lr", True),
+    ("lr", 0), ("lr", -0.1), ("lr", INF), ("lr", NAN), ("lr", "find"), ("lr", True), ("lr", None),
     ("schedule", "one-cycle"), ("schedule", ""), ("momentum", -0.1), ("momentum", 1), ("momentum", NAN),
     ("weight_decay", -1e-9), ("weight_decay", INF), ("weight_decay", NAN), ("seed", -1), ("seed", 0.5),
     ("body_lr", 0.0), ("body_lr", INF), ("lsuv", 1), ("activations", "yes"),
@@ -48,7 +48,7 @@ def test_what_is_possible_is_taken(name: str, value: Any) -> None:
 def test_each_optimizer_has_a_rate_that_stands_where_none_is_given() -> None:
     assert RATES.keys() == OPTIMIZERS.keys()
     for name, rate in RATES.items():
-        assert Config(optimizer=name).lr == rate
+        assert Config(optimizer=name).lr == Config(optimizer=name, lr="own").lr == rate
         assert Config(optimizer=name, lr=0.7).lr == 0.7
     assert Config().lr == 0.1, "the book's"
 
