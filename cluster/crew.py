@@ -117,7 +117,8 @@ class Crew:
                 member.place = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
                 return member
             except self.ray.exceptions.RayError as error:
-                self.lost, self.why = self.lost + 1, f": {str(error).strip().splitlines()[-1]}"
+                lines, full = str(error).strip().splitlines(), isinstance(error, self.ray.exceptions.OutOfMemoryError)
+                self.lost, self.why = self.lost + 1, f": {lines[0 if full else -1]}"  # Ray ends in advice on its tasks
                 self.dismiss(member, replace=self.lost <= MAX_LOST)
         return None
 

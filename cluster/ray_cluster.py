@@ -55,6 +55,8 @@ def own_ray() -> ModuleType:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_worker_niceness", "0")  # not Ray's 15, with which any other program starves the workers
+    # or Ray kills workers where 95% of the machine's memory is used, by whomever; the system does where none is left
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
     return import_ray(loopback=True)
 
 

@@ -78,6 +78,27 @@ def test_workers_are_worth_as_much_to_the_system_as_their_driver(ray_gang: RayGa
         assert os.getpriority(os.PRIO_PROCESS, place.pid) == ours, "Ray's way, 15 more, leaves them 4% beside others"
 
 
+FULL = """
+import time
+from cluster.ray_cluster import OwnCluster
+
+class Actor:
+    def wait(self):
+        time.sleep(1.5)  # Ray would look four times a second
+        return "still there"
+
+cluster = OwnCluster(1, 0)
+print(cluster.ray.get(cluster.ray.remote(Actor).remote().wait.remote()))
+cluster.close()
+"""
+
+
+def test_on_a_machine_whose_memory_others_use_workers_stay() -> None:
+    env = os.environ | {"RAY_memory_usage_threshold": "0.01"}
+    done = subprocess.run([sys.executable, "-c", FULL], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "still there\n", done
+
+
 def test_what_a_run_of_one_machine_has_no_use_for_is_not_started(
     ray_gang: RayGang, descendants: Callable[[int], dict[int, str]]
 ) -> None:
@@ -274,3 +295,12 @@ def test_a_cluster_of_others_is_joined_and_goes_on(
     assert "2 CPU workers, over gloo" in done.stdout
     assert re.search(r"^accuracy [01]\.\d{4} ", done.stdout, re.MULTILINE)
     refuse_strangers(address)  # the cluster outlives the run
+
+
+@pytest.mark.slow
+def test_where_a_joined_ray_kills_workers_for_want_of_memory_its_reason_is_told(tmp_path: Path) -> None:
+    with ray_head(RAY_memory_usage_threshold="0.01") as (address, env):
+        line = f"-m orchestrator.launch --address {address} --cpus 2 --data shapes --runs {tmp_path}"
+        done = subprocess.run([sys.executable, *line.split()], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert re.fullmatch(r"(warning: .*\n)*error: only 0 of 2 workers .*running low on memory.*limit.*\n", done.stderr)
