@@ -12,10 +12,12 @@ from cluster.faults import Failure, deadlocked, hang_limit, hung
 from cluster.meeting import Store
 from cluster.messages import Report
 from cluster.pulse import PERIOD, Watch
+from learner.errors import UserError
 
 GRACE = 5.0  # seconds in which a rank that waits for one that failed is freed by that
 STOPPING = 10.0  # seconds that a rank may stand still once the run is to stop, if not so long else
 RECENT = 50  # chunks from which it is learnt how long steps last
+NO_ROOM = "the model's state can't be sent: there is no room for it, in Ray's shared memory or on the disk of TMPDIR"
 
 Asked = dict[int, Any]  # by rank, Ray's reference to the answer
 
@@ -32,6 +34,13 @@ class Calls:
         "Have these ranks, or all, call a method of their Worker."
         chosen = range(len(self.crew.seated)) if ranks is None else ranks
         return {rank: self.crew.seated[rank].actor.call.remote(method, *args) for rank in chosen}
+
+    def put(self, value: Any) -> Any:
+        "A reference to the value, for several ranks; UserError where there is no room for it."
+        try:
+            return self.ray.put(value)
+        except (self.ray.exceptions.OutOfDiskError, self.ray.exceptions.ObjectStoreFullError) as error:
+            raise UserError(NO_ROOM) from error
 
     def answers(self, asked: Asked, hang_after: float) -> dict[int, Any]:
         """By rank, what each has to say, be it a Failure; ranks that hang are ended, so that all do answer.
@@ -64,6 +73,8 @@ class Calls:
         try:
             return self.ray.get(ref)
         except errors.RayTaskError as error:
+            if isinstance(error.cause, (errors.OutOfDiskError, errors.ObjectStoreFullError)):
+                return Failure(rank, host, pid, "user", NO_ROOM)
             lost = isinstance(error.cause, errors.ObjectLostError)  # what it was given went with another's machine
             return Failure(rank, host, pid, "peer" if lost else "error", f"{error.cause!r}", str(error))
         except errors.RayError as error:

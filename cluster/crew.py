@@ -17,7 +17,8 @@ from cluster.ray_cluster import in_bundle, require
 from cluster.worker_process import Place, WorkerProcess
 from learner.errors import UserError
 
-PLACEMENT_TIMEOUT = 60.0
+PLACEMENT_TIMEOUT = 60.0  # seconds
+STARTING = 180.0  # seconds for processes that have a place; torch from a cold disk, on a busy machine, takes minutes
 ANSWER = 10.0  # seconds for a process that is up to say so again
 GLANCE = 0.5  # seconds between two looks at whether the run is to stop
 MAX_LOST = 10  # processes that ended on the bench; one that can never start would go on for ever
@@ -130,12 +131,13 @@ class Crew:
         for member in self.seated:
             member.at_work, member.answer = False, member.actor.where.remote()
         self.seated, self.bench = [], [*self.seated, *self.bench]
-        enough, longest = min(count, self.workers.at_least or count), max(wait, PLACEMENT_TIMEOUT)
+        enough, longest = min(count, self.workers.at_least or count), max(wait, STARTING)
         if enough < count:
             self._fill(count, wait)
         self._fill(enough, longest)
         if len(self.seated) < enough:
-            raise UserError(f"only {len(self.seated)} of {enough} workers started in {longest:g} s{self.why}")
+            why = self.why or f" in {longest:g} s; where all is slow, --wait-for-workers SECONDS gives them longer"
+            raise UserError(f"only {len(self.seated)} of {enough} workers started{why}")
         self.seated.sort(key=lambda member: (member.place.node, member.bundle))
 
     def _fill(self, count: int, wait: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import secrets
 import shutil
 import socket
@@ -27,6 +28,7 @@ ANSWER_TIMEOUT = 5.0  # seconds
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings of ours
 STRANGER = "import sys, ray._raylet as ray; ray.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
 LONGEST_SOCKET = "4194304-abcdefgh/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of a run
+SHARED_MEMORY = "/dev/shm"
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -57,7 +59,19 @@ def own_ray() -> ModuleType:
     os.environ.setdefault("RAY_worker_niceness", "0")  # not Ray's 15, with which any other program starves the workers
     # or Ray kills workers where 95% of the machine's memory is used, by whomever; the system does where none is left
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+    os.environ.setdefault("RAY_local_fs_capacity_threshold", "1")  # how full the disk may be, of 1
     return import_ray(loopback=True)
+
+
+def store_size() -> int:
+    """Bytes of shared memory for what is sent, above all a model's state, which has the way over TMPDIR's disk else.
+
+    Half of what is free, since it is not taken before it is used: 256 MiB to 8 GiB, if files may be as large.
+    """
+    free = shutil.disk_usage(SHARED_MEMORY).free // 2 if os.path.isdir(SHARED_MEMORY) else 0
+    longest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    most = free if longest == resource.RLIM_INFINITY else min(free, longest)
+    return max(256 * 2**20, min(most, 8 * 2**30))
 
 
 class OwnCluster:
@@ -87,7 +101,7 @@ class OwnCluster:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
-                    object_store_memory=256 * 2**20,
+                    object_store_memory=store_size(),
                     _temp_dir=f"{self.folder}/ray",  # Ray opens its folder to all users; the one around it stays ours
                 )
             for started in self.ray._private.worker._global_node.all_processes.values():

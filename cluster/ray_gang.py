@@ -128,7 +128,7 @@ class RayGang:
 
     def call(self, method: str, *args: Any) -> list[Any]:
         "See Gang."
-        shared = [self.ray.put(arg) if isinstance(arg, dict) else arg for arg in args]
+        shared = [self.calls.put(arg) if isinstance(arg, dict) else arg for arg in args]
         return list(self._insist(lambda: self.calls.ask(method, *shared)).values())
 
     def call_first(self, method: str, *args: Any) -> Any:
@@ -270,7 +270,7 @@ class RayGang:
                 return failures
             state = snapshot[source]
             if self.seated[source].place.node != self.store.meeting.host:  # which may be cut off before they have it
-                state = self.ray.put(answers[source])
+                state = self.calls.put(answers[source])
             if failures := failed(self._answers(self.calls.ask("load", state, ranks=lacking))):
                 return failures
         for member in self.seated:

@@ -5,6 +5,8 @@ What Ray listens on is undocumented (see ray_cluster.import_ray), so the ports a
 
 import os
 import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +31,7 @@ from cluster.ray_cluster import (
     refuse_strangers,
     remove_stale_folders,
     require,
+    store_size,
 )
 from cluster.ray_gang import RayGang
 from cluster.signals import keep_signals
@@ -304,3 +307,47 @@ def test_where_a_joined_ray_kills_workers_for_want_of_memory_its_reason_is_told(
         done = subprocess.run([sys.executable, *line.split()], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert re.fullmatch(r"(warning: .*\n)*error: only 0 of 2 workers .*running low on memory.*limit.*\n", done.stderr)
+
+
+SMALL = """
+import sys
+from cluster import ray_cluster
+from orchestrator.launch import main
+
+assert ray_cluster.store_size() >= 256 * 2**20
+ray_cluster.store_size = lambda: 80 * 2**20
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_state_for_which_there_is_no_room_on_its_way_is_told_in_a_sentence(pictures: Path, tmp_path: Path) -> None:
+    "134 MB, for which neither the shared memory nor a disk that counts as full has any."
+    line = f"--cpus 2 --data {pictures} --cache off --size 32 --batch-size 8 --epochs 1 --runs {tmp_path}"
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL, *line.split(), "--arch", "xresnet18", "--optimizer", "adam"],
+        env=os.environ | {"RAY_local_fs_capacity_threshold": "0.0001"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*the model's state can't be sent: there is no room .*TMPDIR\n", done.stderr), done
+
+
+@pytest.mark.parametrize(
+    "free, longest, expected",
+    [
+        (64 * 2**20, resource.RLIM_INFINITY, 256 * 2**20),  # a container's
+        (6 * 2**30, resource.RLIM_INFINITY, 3 * 2**30),
+        (2**40, resource.RLIM_INFINITY, 8 * 2**30),
+        (2**40, 2 * 2**30, 2 * 2**30),  # ulimit -f
+        (2**40, 2**20, 256 * 2**20),  # too little for Ray in any case, which says so
+    ],
+)
+def test_the_shared_memory_asked_for_is_half_of_what_is_free_within_bounds(
+    monkeypatch: pytest.MonkeyPatch, free: int, longest: int, expected: int
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (longest, longest))
+    monkeypatch.setattr("cluster.ray_cluster.SHARED_MEMORY", "/")
+    assert store_size() == expected
+    monkeypatch.setattr("cluster.ray_cluster.SHARED_MEMORY", "/no such folder")
+    assert store_size() == 256 * 2**20
