@@ -62,7 +62,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def aim(limit: float, *measured: Sequence[float], least: bool = False) -> str:
     "What was asked for, at most or at `least`, and which of the medians beside it miss it: nothing hides in a table."
-    missed = [f"{m:.3g}" for m in map(statistics.median, measured) if (m < limit if least else m > limit)]
+    missed = [f"{m:.4g}" for m in map(statistics.median, measured) if (m < limit if least else m > limit)]
     return f"{limit:g}" + (f" MISSED: {', '.join(missed)}" if missed else "")
 
 
