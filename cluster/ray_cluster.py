@@ -29,6 +29,12 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # a
 STRANGER = "import sys, ray._raylet as ray; ray.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
 LONGEST_SOCKET = "4194304-abcdefgh/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of a run
 SHARED_MEMORY = "/dev/shm"
+SETTINGS = {  # instead of Ray's own, with which a run gives way to all else on the machine, or gives up
+    "RAY_worker_niceness": "0",  # at 15, a worker beside other programs has a few percent of a core
+    "RAY_memory_monitor_refresh_ms": "0",  # kills workers where 95% of all memory is used, by whomever
+    "RAY_worker_oom_score_adjustment": "200",  # at 1000, the system ends a worker when another program takes all memory
+    "RAY_local_fs_capacity_threshold": "1",  # of a disk that is 95% full, Ray would take nothing
+}
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -56,10 +62,8 @@ def own_ray() -> ModuleType:
     os.environ.pop("PYTHONOPTIMIZE", None)  # Ray's agents add to docstrings, which it may take away
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.setdefault("RAY_worker_niceness", "0")  # not Ray's 15, with which any other program starves the workers
-    # or Ray kills workers where 95% of the machine's memory is used, by whomever; the system does where none is left
-    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
-    os.environ.setdefault("RAY_local_fs_capacity_threshold", "1")  # how full the disk may be, of 1
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     return import_ray(loopback=True)
 
 
