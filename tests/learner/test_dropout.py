@@ -103,6 +103,7 @@ def test_masks_look_independent() -> None:
 @pytest.mark.slow
 def test_compiled_code_counts_in_32_bits() -> None:
     "As for a GPU: torch folds what is added to a count into it, and where that takes more bits nothing is compiled."
+    from torch._inductor import config
     from torch._inductor.index_propagation import IndexPropagation
 
     layer, counts, given = keyed(0.3, 1, 2, torch.arange(4), layer=1), [], IndexPropagation.materialize_expr
@@ -111,7 +112,7 @@ def test_compiled_code_counts_in_32_bits() -> None:
         counts.extend([expr] if getattr(expr, "free_symbols", None) else [])
         return given(self, expr, dtype)
 
-    with patch.object(IndexPropagation, "materialize_expr", note):
+    with patch.object(IndexPropagation, "materialize_expr", note), config.patch(force_disable_caches=True):
         torch.compile(lambda x: layer(x), dynamic=False, fullgraph=True)(torch.ones(4, 6))
     assert counts
     assert all(abs(int(number)) < 1 << 31 for count in counts for number in count.atoms(sympy.Integer))
