@@ -150,8 +150,8 @@ def number(text: str) -> float:
 
 
 def rate(text: str) -> float | str:
-    "A number, or auto."
-    return text if text == "auto" else number(text)
+    "A number, auto or own."
+    return text if text in ("auto", "own") else number(text)
 
 
 def whole_or_word(text: str) -> int | str:

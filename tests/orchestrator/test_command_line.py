@@ -28,6 +28,7 @@ from orchestrator.config import Config, flag
         ("--batch_size=64", {"batch_size": 64}),
         ("--lr 1e-2", {"lr": 0.01}),
         ("--lr auto", {"lr": "auto"}),
+        ("--lr own --optimizer muon", {"lr": 0.01, "optimizer": "muon"}),
         ("--gpus 4", {"gpus": "4"}),
         ("--gpus 0,2", {"gpus": "0,2"}),
         ("--gpus all", {"gpus": "all"}),
