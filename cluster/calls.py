@@ -27,6 +27,7 @@ class Calls:
 
     def __init__(self, crew: Crew, store: Store) -> None:
         self.crew, self.store, self.ray, self.group = crew, store, crew.ray, ""
+        self.full = (self.ray.exceptions.OutOfDiskError, self.ray.exceptions.ObjectStoreFullError)
         self.watch = Watch(store)
         self.steps = defaultdict[int, deque[float]](lambda: deque(maxlen=RECENT))  # by world size, how long they last
 
@@ -39,7 +40,7 @@ class Calls:
         "A reference to the value, for several ranks; UserError where there is no room for it."
         try:
             return self.ray.put(value)
-        except (self.ray.exceptions.OutOfDiskError, self.ray.exceptions.ObjectStoreFullError) as error:
+        except self.full as error:
             raise UserError(NO_ROOM) from error
 
     def answers(self, asked: Asked, hang_after: float) -> dict[int, Any]:
@@ -73,7 +74,7 @@ class Calls:
         try:
             return self.ray.get(ref)
         except errors.RayTaskError as error:
-            if isinstance(error.cause, (errors.OutOfDiskError, errors.ObjectStoreFullError)):
+            if isinstance(error.cause, self.full):
                 return Failure(rank, host, pid, "user", NO_ROOM)
             lost = isinstance(error.cause, errors.ObjectLostError)  # what it was given went with another's machine
             return Failure(rank, host, pid, "peer" if lost else "error", f"{error.cause!r}", str(error))

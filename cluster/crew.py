@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.meeting import Meeting
-from cluster.ray_cluster import in_bundle, require
+from cluster.ray_cluster import first_line, in_bundle, require
 from cluster.worker_process import Place, WorkerProcess
 from learner.errors import UserError
 
-PLACEMENT_TIMEOUT = 60.0  # seconds
-STARTING = 180.0  # seconds for processes that have a place; torch from a cold disk, on a busy machine, takes minutes
+PLACEMENT_TIMEOUT = 60.0
 ANSWER = 10.0  # seconds for a process that is up to say so again
 GLANCE = 0.5  # seconds between two looks at whether the run is to stop
 MAX_LOST = 10  # processes that ended on the bench; one that can never start would go on for ever
@@ -118,8 +117,9 @@ class Crew:
                 member.place = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
                 return member
             except self.ray.exceptions.RayError as error:
-                lines, full = str(error).strip().splitlines(), isinstance(error, self.ray.exceptions.OutOfMemoryError)
-                self.lost, self.why = self.lost + 1, f": {lines[0 if full else -1]}"  # Ray ends in advice on its tasks
+                advised = isinstance(error, self.ray.exceptions.OutOfMemoryError)  # ends in Ray's advice on its tasks
+                why = first_line(error) if advised else str(error).strip().splitlines()[-1]
+                self.lost, self.why = self.lost + 1, f": {why}"
                 self.dismiss(member, replace=self.lost <= MAX_LOST)
         return None
 
@@ -131,13 +131,13 @@ class Crew:
         for member in self.seated:
             member.at_work, member.answer = False, member.actor.where.remote()
         self.seated, self.bench = [], [*self.seated, *self.bench]
-        enough, longest = min(count, self.workers.at_least or count), max(wait, STARTING)
+        enough, longest = min(count, self.workers.at_least or count), max(wait, PLACEMENT_TIMEOUT)
         if enough < count:
             self._fill(count, wait)
         self._fill(enough, longest)
         if len(self.seated) < enough:
-            why = self.why or f" in {longest:g} s; where all is slow, --wait-for-workers SECONDS gives them longer"
-            raise UserError(f"only {len(self.seated)} of {enough} workers started{why}")
+            why = self.why or "; where all is slow, --wait-for-workers SECONDS gives them longer"
+            raise UserError(f"only {len(self.seated)} of {enough} workers started in {longest:g} s{why}")
         self.seated.sort(key=lambda member: (member.place.node, member.bundle))
 
     def _fill(self, count: int, wait: float) -> None:

@@ -136,10 +136,11 @@ def start_watchdog(*folder: str) -> subprocess.Popen[bytes]:
 
 
 def _not_started(error: Exception) -> UserError:
-    return UserError(f"Ray could not be started: {_first_line(error)}; {watchdog.NEEDS}")
+    return UserError(f"Ray could not be started: {first_line(error)}; {watchdog.NEEDS}")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    "What an error says first, as part of a sentence; its class where it says nothing."
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
@@ -194,7 +195,7 @@ class JoinedCluster:
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
             raise UserError(
-                f"no Ray cluster could be joined at {address}: {_first_line(error)}; is it up (ray start --head), and "
+                f"no Ray cluster could be joined at {address}: {first_line(error)}; is it up (ray start --head), and "
                 "is its token here (RAY_AUTH_TOKEN)?"
             ) from error
         self.watchdog = start_watchdog()

@@ -26,7 +26,7 @@ from cluster.ray_cluster import (
     PREFIX,
     JoinedCluster,
     OwnCluster,
-    _first_line,
+    first_line,
     has_token,
     refuse_strangers,
     remove_stale_folders,
@@ -262,8 +262,8 @@ def test_nothing_at_the_address(host: str) -> None:
 
 
 def test_a_reason_is_part_of_a_sentence() -> None:
-    assert _first_line(RuntimeError("The node timed out.\nSee its log.")) == "The node timed out"
-    assert _first_line(RuntimeError()) == "RuntimeError"
+    assert first_line(RuntimeError("The node timed out.\nSee its log.")) == "The node timed out"
+    assert first_line(RuntimeError()) == "RuntimeError"
 
 
 def test_where_a_token_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from learner.data.images import decode
 from learner.data.normalize import Normalize
 from learner.models import build
 from tests.commands import run_there
-from tests.leftovers import living
+from tests.leftovers import living, wait_until_gone
 
 OPTIONS = "--arch simple_cnn_bn --size 24 --batch_size 8 --epochs 2 --lr auto --momentum 0.9 --augment --seed 3"
 TAGS = {
@@ -174,7 +174,8 @@ def test_a_run_leaves_nothing_in_the_temporary_folder(runs: dict[str, Run]) -> N
     assert not Path("/proc", driver).exists()
     assert not list(Path(tempfile.gettempdir()).glob(f"{PREFIX}{driver}-*"))
     worker = re.search(r"\(pid (\d+)", (runs["two"].path / "logs" / "rank_0.log").read_text())
-    assert worker and not living([int(worker[1])]), "at most a zombie: an orphan's, that the system's init clears away"
+    assert worker and not living([int(worker[1])])
+    assert not wait_until_gone(Path("/proc", worker[1]).exists, 10), "init clears orphans away, within a second or so"
 
 
 def test_what_is_asked_for_beyond_the_plain_loop_arrives(here, small, tmp_path: Path) -> None:
