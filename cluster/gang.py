@@ -45,7 +45,7 @@ class Seat:
         return folder / f"rank_{self.rank}.log"
 
     def __str__(self) -> str:
-        return f"rank {self.rank} of {self.world_size} (pid {os.getpid()}, {self.threads} threads)"
+        return f"rank {self.rank} of {self.world_size} (pid {os.getpid()}, {torch.get_num_threads()} threads)"
 
 
 class Gang(Protocol):
@@ -108,7 +108,8 @@ class LocalGang:
     def __init__(self, job: Job, device: str, log_folder: Path) -> None:
         seat = Seat(0, 1, 0, 1)
         os.environ |= seat.environment()
-        torch.set_num_threads(seat.threads)
+        if "OMP_NUM_THREADS" not in os.environ:  # which torch heeds; of a Ray worker's environment it is Ray's
+            torch.set_num_threads(seat.threads)
         keep_memory()
         with enough_memory():
             self.worker = Worker(job, Solo(), torch.device(device), seat.threads)

@@ -140,7 +140,10 @@ def test_an_interruption_passes_through(local_gang: Callable[[Job], LocalGang], 
         list(gang.stream([CHUNKS[True]]))
 
 
-def test_a_local_gang_sits_like_rank_0(local_gang: Callable[[Job], LocalGang], job: Job, tmp_path) -> None:
+def test_a_local_gang_sits_like_rank_0(
+    local_gang: Callable[[Job], LocalGang], job: Job, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     gang = local_gang(job)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     assert [os.environ[name] for name in names] == ["0", "1", "0", "1"]
@@ -148,3 +151,17 @@ def test_a_local_gang_sits_like_rank_0(local_gang: Callable[[Job], LocalGang], j
     assert gang.world_size == 1
     assert "rank 0 of 1" in (tmp_path / "rank_0.log").read_text()
     assert gang.call("fingerprint") == [gang.call_first("fingerprint")]
+
+
+def test_a_local_gang_has_as_many_threads_as_the_environment_says(
+    local_gang: Callable[[Job], LocalGang], job: Job, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # as torch does when it is imported there
+    try:
+        local_gang(job)
+        assert torch.get_num_threads() == 3
+        assert ", 3 threads)" in (tmp_path / "rank_0.log").read_text()
+    finally:
+        torch.set_num_threads(before)
