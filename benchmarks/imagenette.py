@@ -43,14 +43,18 @@ def train(seed: int, options: list[str]) -> Outcome:
     with tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, "-m", "orchestrator.launch", "--config", str(RECIPE), "--data", str(DATA), *options]
         started = time.perf_counter()
-        subprocess.run(
-            [*command, "--seed", f"{seed}", "--runs", runs, "--name", "run"], check=True, stdout=subprocess.DEVNULL
-        )
+        done = subprocess.run(
+            [*command, "--seed", f"{seed}", "--runs", runs, "--name", "run"],
+            check=True, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         seconds = time.perf_counter() - started
         run = Path(runs, "run", "version_0")
         n_train = json.loads((run / "config.json").read_text())["resolved"]["train_images"]
         found = outcome(read_history(run), n_train, seconds)
-    print(f"seed {seed}: accuracy {found.accuracy:.4f}, {found.training:.0f} s of training", flush=True)
+    for line in done.stdout.splitlines():
+        if line.startswith(("note:", "fault")):  # such as: the model trains uncompiled
+            print(f"seed {seed}: {line}")
+    print(f"seed {seed}, {' '.join(options)}: {found}", flush=True)  # all of it, should time run out before the table
     return found
 
 

@@ -50,11 +50,8 @@ class Span:
 
     def past(self) -> Past:
         "The state of each parameter, in its own shape: live memory."
-        return {p: self._state_of(number) for number, p in enumerate(self.params)}
-
-    def _state_of(self, number: int) -> State:
-        views = {name: pieces(t, self.params)[number] for name, t in self.state.items() if self._by_element(t)}
-        return self.state | views
+        views = {name: pieces(t, self.params) for name, t in self.state.items() if self._by_element(t)}
+        return {p: self.state | {name: of[n] for name, of in views.items()} for n, p in enumerate(self.params)}
 
     def update(self, parts: Sequence[tuple[Part, Sequence[str]]]) -> None:
         "Run the parts in turn, each with the gradient that the one before it left."

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from learner.flat import pieces
 from learner.layers import Linear
 from learner.module import Module, Parameter
 from learner.optim import LAMB, SGD, Adam, AdamW, Muon, Optimizer, RMSProp, per_tensor, sgd_step
@@ -205,3 +206,20 @@ def test_a_copy_of_a_model_is_its_own() -> None:
     opt.step()
     assert not torch.equal(twin.parameters()[0], net.parameters()[0])
     assert len(pickle.dumps(net.parameters()[1])) < 2000, "not the whole buffer"
+
+
+@pytest.mark.parametrize("make", [Muon, LAMB])
+def test_what_looks_at_each_parameter_takes_a_time_in_proportion_to_their_number(make, monkeypatch) -> None:
+    views: list[int] = []
+    monkeypatch.setattr("learner.spans.pieces", lambda flat, like: views.append(len(like)) or pieces(flat, like))
+    made = []
+    for n in (5, 50):
+        tensors = [Parameter(torch.ones(3, 3)) for _ in range(n)]
+        for p in tensors:
+            p.grad = torch.ones_like(p)
+        opt = make(tensors, lr=0.1)
+        opt.step()
+        views.clear()
+        opt.step()
+        made.append(sum(views))
+    assert 0 < made[1] <= 10 * made[0]
