@@ -46,7 +46,7 @@ class Calls:
     def answers(self, asked: Asked, hang_after: float) -> dict[int, Any]:
         """By rank, what each has to say, be it a Failure; ranks that hang are ended, so that all do answer.
 
-        They may stand still for `hang_after` seconds, or for as long as steps are known to last.
+        They may stand still for as long as `faults.hang_limit` says.
         """
         pending, results, off = {ref: rank for rank, ref in asked.items()}, dict[int, Any](), False
         self._expect(pending.values())

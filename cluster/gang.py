@@ -108,7 +108,7 @@ class LocalGang:
     def __init__(self, job: Job, device: str, log_folder: Path) -> None:
         seat = Seat(0, 1, 0, 1)
         os.environ |= seat.environment()
-        if "OMP_NUM_THREADS" not in os.environ:  # which torch heeds; of a Ray worker's environment it is Ray's
+        if "OMP_NUM_THREADS" not in os.environ:  # the user's word; for its own workers Ray sets it to 1
             torch.set_num_threads(seat.threads)
         keep_memory()
         with enough_memory():

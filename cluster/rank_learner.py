@@ -23,7 +23,7 @@ NAMES = ("count", "loss", *METRICS)  # what is summed over the samples of each g
 
 
 class RankLearner(Learner):
-    "A Learner whose loss is a sum over its samples, which the step divides by the number of all ranks' samples."
+    "A Learner whose loss is a sum over its samples, which the step divides by what all ranks' samples count for."
 
     loss_func: Callable[..., Tensor]
     label_smoothing = 0.0

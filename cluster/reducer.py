@@ -38,7 +38,7 @@ class GradientSum:
     samples count for, one each or by their classes, and what the gradients are divided by: ranks may differ in how many
     they have, none included. `tail` has `extra` numbers for whoever needs them. Both are added to before the last
     backward. A model of one bucket has nothing to overlap and is sent in the step. Assigning `comm` forgets what was
-    under way: a step that failed has changed nothing else.
+    under way: a step that failed has changed nothing else but BatchNorm's statistics, which the worker puts back.
     """
 
     def __init__(self, params: Sequence[Parameter], comm: Comm, bucket_bytes: int = BUCKET, extra: int = 0) -> None:

@@ -1,4 +1,4 @@
-"Which samples make up a global batch, and which of those are a rank's: pure functions of the run's numbers."
+"How an epoch's order falls into global batches, and which part of each is a rank's: pure functions of a few numbers."
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        "Reduce the gradients, let those look that `then` named, and update every parameter that has a gradient."
+        "Reduce the gradients, let those look that `then` named, and update every trained parameter that has one."
         if self.reduce is not None:
             self.reduce(self.params)
         try:

@@ -26,8 +26,10 @@ examples:
 FILE_LIMIT = 2**16  # bytes
 DESCRIPTIONS = {
     "launch": "Train an image classifier on GPUs or CPUs.",
-    "find_lr": "Find a learning rate for what launch would train with the same options, and train nothing.",
-    "data_summary": "Walk one image through what launch would do with the same data options, step by step.",
+    "find_lr": "Find a learning rate for what launch would train with the same options, and train nothing.\n"
+    "Options of when to stop or save have no effect.",
+    "data_summary": "Walk one image through what launch would do with the same data options, step by step.\n"
+    "It takes any command line of launch's; options that are not about data have no effect.",
 }
 
 EXAMINE = (  # options of what measures a finished run; their defaults are the run's

@@ -35,7 +35,7 @@ class Config:
     data_dir: str = option("~/.cache/orchestrator", "where downloaded and generated datasets are kept", DATA, "DIR")
     cache: str = option(
         "auto",
-        "keep decoded images: auto (in the data folder, if there is room), device (there, and all of them in the "
+        "keep decoded images: auto (below --data-dir, if there is room), device (there, and all of them in the "
         "memory of each GPU too, if they fit), off, or a folder",
         DATA,
         "auto|device|off|DIR",
@@ -132,7 +132,10 @@ class Config:
     seed: int = option(42, "seeds weights, order, augmentation and random splits", TRAIN, "N")
 
     gpus: str | None = option(
-        None, "a count (4), ids (0,2), a range (2:8) or all; default: all visible GPUs", WHERE, "N|IDS|MIN:MAX|all"
+        None,
+        "a count (4), ids (0,2), a range (2:8) or all; default: all visible, or one CPU worker where there is none",
+        WHERE,
+        "N|IDS|MIN:MAX|all",
     )
     cpus: int | str | None = option(None, "train on N CPU workers instead, or a range (2:8)", WHERE, "N|MIN:MAX")
     local: bool = option(False, "one worker in this process, without Ray: the debugger works", WHERE)
@@ -160,7 +163,8 @@ class Config:
     )
     hang_after: float = option(
         60.0,
-        "replace a worker that makes no progress for so long, or for 10 of the slowest steps of late",
+        "replace a worker that makes no progress for so long, or for 10 of the slowest steps of late if longer, or for "
+        "5 times as long before the first steps are done",
         FAULTS,
         "SECONDS",
     )

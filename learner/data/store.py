@@ -2,9 +2,9 @@
 
 A store is a folder with a file of pixels, one row a picture, and a file of checksums, one a row. All processes of the
 machine map both into memory and fill rows as they first need them, while they train. A row counts only if its checksum
-fits, and each process looks at that when it first uses the row: so a writer that was killed half-way, a page that never
-reached the disk, or a flipped bit costs one more decoding and nothing else, and two runs may fill one store at once.
-The folder's name is a hash of all that the pixels depend on; what changes is another store.
+fits, and each process looks at that before it first uses the row: so a writer that was killed half-way, a page that
+never reached the disk, or a flipped bit costs one more decoding and nothing else, and two runs may fill one store at
+once. The folder's name is a hash of all that the pixels depend on; what changes is another store.
 """
 
 from __future__ import annotations
