@@ -1,5 +1,6 @@
 "The loader: complete batches in order however many threads make them, errors that arrive, and nothing left behind."
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -17,6 +18,7 @@ from learner.data.files import Labelled, open_split
 from learner.data.images import BadImage, decode
 from learner.data.loader import (
     AHEAD,
+    NICE,
     DataLoader,
     DataLoaders,
     Dataset,
@@ -253,6 +255,17 @@ def test_many_threads_read_no_further_ahead_than_memory_is_good_for() -> None:
     next(stream)
     loader.close()
     assert len(begun) <= AHEAD + 1
+
+
+def test_threads_give_way_to_who_trains_who_stays_as_it_is() -> None:
+    def niceness(dataset: Numbers, wanted: Sequence[int]) -> list[int]:
+        return [os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]
+
+    before = niceness(Numbers(0), [])
+    loader = DataLoader(Numbers(8), 2, n_workers=2, collate=niceness)
+    assert list(loader) == [[min(before[0] + NICE, 19)]] * 4
+    loader.close()
+    assert niceness(Numbers(0), []) == before
 
 
 def test_one_thread_a_core_unless_told_otherwise() -> None:
