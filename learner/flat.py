@@ -43,6 +43,8 @@ def together(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> tuple[Tensor,
 
 def _strides(like: Tensor) -> tuple[int, ...]:
     "Its strides, or of a tensor with holes or overlaps, those of a copy."
+    if like.is_contiguous() or like.is_contiguous(memory_format=torch.channels_last):
+        return like.stride()  # at a quarter of the time
     return torch.empty_like(like, device="meta").stride()
 
 

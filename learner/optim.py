@@ -3,7 +3,9 @@
 A part is called with a parameter, its gradient, that parameter's state and, by name, the hyperparameters that its
 keyword-only arguments declare. What it returns, unless None, is the gradient for the parts behind it. What is written
 here for one parameter gets many of them side by side in a flat one, which is the same to all that goes element by
-element; a part that looks at a parameter as a whole, at its norm or its shape, is marked `@per_tensor`.
+element; a part that looks at a parameter as a whole, at its norm or its shape, is marked `@per_tensor`. It is called
+with several parameters of one shape, stacked, (k, *shape), and their gradients, without state. It changes none of them,
+and returns what the gradients become, (k, *shape) too.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ SomePart = TypeVar("SomePart", bound=Callable[..., Tensor | None])
 
 
 def per_tensor(part: SomePart) -> SomePart:
-    "Mark a part that must see each parameter by itself; it may read the state, not add to it."
+    "Mark a part that makes of each parameter and its gradient, both as a whole, another gradient."
     part.per_tensor = True  # type: ignore[attr-defined]
     return part
 
@@ -100,26 +102,26 @@ def adam_grad(
 
 
 @per_tensor
-def lamb_step(p: Tensor, grad: Tensor, state: State, *, lr: float, weight_decay: float = 0.0) -> None:
-    """Go down the gradient and the decay by a length in proportion to the layer's weights.
+def lamb_grad(p: Tensor, grad: Tensor, *, weight_decay: float = 0.0) -> Tensor:
+    """The gradient and the decay, of a length in proportion to the layer's weights.
 
     You et al. (https://arxiv.org/abs/1904.00962); where either norm is 0 the ratio is 1. The norms stay on the device.
     """
     update = grad.add(p, alpha=weight_decay)
-    size, length = p.norm(), update.norm()
-    ratio = torch.where((size > 0) & (length > 0), size / length, torch.ones_like(size))
-    p.sub_(update.mul_(ratio * lr))
+    each = tuple(range(1, p.dim() + 1))  # all dimensions but the first; a number has none, so it gets one
+    size, length = (torch.linalg.vector_norm(x.unsqueeze(-1), dim=each, keepdim=True).squeeze(-1) for x in (p, update))
+    return update.mul_(torch.where((size > 0) & (length > 0), size / length, 1.0))
 
 
 @per_tensor
-def muon_grad(p: Tensor, grad: Tensor, state: State) -> Tensor:
-    """The gradient, orthogonalized as a matrix of a row for each output; a vector's length becomes 1.
+def muon_grad(p: Tensor, grad: Tensor) -> Tensor:
+    """The gradients, orthogonalized as matrices of a row for each output; a vector's length becomes 1.
 
     The root of its mean square is then at most 0.2, as Adam's is about, so that rate and decay that suit AdamW do here
     too: Liu et al., 2025 (https://arxiv.org/abs/2502.16982).
     """
-    matrix = grad.flatten(1) if grad.dim() > 1 else grad.reshape(-1, 1)
-    return orthogonalized(matrix).reshape(grad.shape).mul(0.2 * max(matrix.shape) ** 0.5)
+    matrices = grad.flatten(2) if grad.dim() > 2 else grad.reshape(len(grad), -1, 1)
+    return orthogonalized(matrices).reshape(grad.shape).mul(0.2 * max(matrices.shape[1:]) ** 0.5)
 
 
 # Each named optimizer is a choice of these for the one Optimizer.
@@ -178,7 +180,7 @@ def LAMB(
 ) -> Optimizer:  # fmt: skip
     "Adam whose steps are in proportion to each layer's weights, for large batches (https://arxiv.org/abs/1904.00962)."
     stats = [mean_grad, mean_square, step_count]
-    return _adaptive(params, [adam_grad, lamb_step], stats, reduce, lr, betas, eps, weight_decay)
+    return _adaptive(params, [adam_grad, lamb_grad, sgd_step], stats, reduce, lr, betas, eps, weight_decay)
 
 
 def Muon(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+import learner.spans
 from learner.flat import pieces
 from learner.layers import Linear
 from learner.module import Module, Parameter
@@ -147,8 +148,8 @@ def test_a_part_that_needs_whole_parameters_gets_them() -> None:
     shapes = []
 
     @per_tensor
-    def look(p, grad, state, *, lr):
-        shapes.append((p.shape, grad.shape, {name: t.shape for name, t in state.items()}))
+    def look(p, grad, *, lr):
+        shapes.append((p.shape, grad.shape))
         return torch.ones_like(grad)
 
     def step(p, grad, state, *, lr) -> None:
@@ -161,9 +162,46 @@ def test_a_part_that_needs_whole_parameters_gets_them() -> None:
     opt = Optimizer(tensors, [look, step], lr=1.0)
     opt.step()
     opt.step()
-    assert [shape for shape, _, _ in shapes] == [torch.Size(shape) for shape in SHAPES] * 2
-    assert all(grad == shape and set(state.values()) <= {shape} for shape, grad, state in shapes)
+    assert shapes == [(torch.Size([1, *shape]),) * 2 for shape in SHAPES] * 2
     assert_close([p.detach() for p in tensors], [p.detach() - 2 for p in params()])
+
+
+def by_shape(params: Sequence[Parameter]) -> list[list[int]]:
+    return [[n for n, p in enumerate(params) if p.shape == shape] for shape in dict.fromkeys(p.shape for p in params)]
+
+
+def test_on_a_gpu_those_of_one_shape_go_at_once() -> None:
+    shapes = []
+
+    @per_tensor
+    def look(p, grad):
+        shapes.append(p.shape)
+        return grad
+
+    tensors = [Parameter(torch.empty(shape, device="meta")) for shape in SHAPES + SHAPES[::-1]]
+    for p in tensors:
+        p.grad = torch.empty_like(p)
+    Optimizer(tensors, [look]).step()
+    assert shapes == [torch.Size([2, *shape]) for shape in SHAPES]
+    assert learner.spans._alike(tensors) == by_shape(tensors)
+
+
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_at_once_they_get_what_each_would_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stepped() -> list[Tensor]:
+        tensors = [*params(), *params()[::-1]]
+        opt = MAKERS[name](tensors)
+        for day in range(3):
+            for number, p in enumerate(tensors):
+                prepare(p, number, day, FREE)
+            opt.step()
+        return [p.detach() for p in tensors]
+
+    alone = stepped()
+    monkeypatch.setattr(learner.spans, "_alike", by_shape)
+    together = stepped()
+    assert_close(together, alone, rtol=1e-12, atol=1e-14)
+    assert [p.stride() for p in together] == [p.stride() for p in alone]
 
 
 def test_autograd_fills_the_flat_gradient_and_zeroing_is_one_call() -> None:
