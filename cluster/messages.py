@@ -97,9 +97,9 @@ class Report:
 
     `batches` are, by name, the sums over the samples of each global batch, all ranks' together: "count", "loss" and
     the metrics. `own` is how many samples were the rank's; `seconds` has the chunk's total, and of it the time waiting
-    for data and for communication. `outcomes` are those of its own validation samples, and `activations` the sums of
-    each layer over its own samples (see ActivationStats) in each recorded step, where the job asks for them. `notes`
-    are sentences for the user.
+    for "data", for "communication" and, where the model is compiled, for "compiling". `outcomes` are those of its own
+    validation samples, and `activations` the sums of each layer over its own samples (see ActivationStats) in each
+    recorded step, where the job asks for them. `notes` are sentences for the user.
     """
 
     rank: int

@@ -144,6 +144,8 @@ class Worker(Replica):
         chunk = replace(self.chunk, hypers=self.chunk.hypers[: len(columns["count"])])
         total, waited = time.perf_counter() - self.started, self.comm.seconds - self.waited
         seconds = {"total": total, "data": self.data_seconds, "communication": waited}
+        if self.compile is not None:
+            seconds["compiling"], self.compile.seconds = self.compile.seconds, 0.0
         kept, notes = self.learner.take_kept(), list(self.notes)
         self.notes.clear()
         return Report(self.comm.rank, chunk, columns, self.results.own, seconds, list(self.bad), *kept, notes)

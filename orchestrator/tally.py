@@ -92,8 +92,9 @@ class Tally:
         return self.count / self.elapsed if self.elapsed else 0.0
 
     def worker_speed(self) -> dict[int, float]:
-        "Images per second of each rank while it did not wait for others."
-        busy = {rank: spent["total"] - spent["communication"] for rank, spent in self.seconds.items()}
+        "Images per second of each rank while it did not wait for others, nor for code to be compiled."
+        waited = {rank: spent["communication"] + spent["compiling"] for rank, spent in self.seconds.items()}
+        busy = {rank: spent["total"] - waited[rank] for rank, spent in self.seconds.items()}
         return {rank: self.samples[rank] / seconds if seconds > 0 else 0.0 for rank, seconds in busy.items()}
 
     def slow(self, factor: float = 3.0, seconds: float = 1.0) -> dict[int, float]:
@@ -108,7 +109,11 @@ class Tally:
                 found[rank] = usual / speed
         return found
 
+    def longest(self, part: str) -> float:
+        "The seconds that the rank which waited longest for `part` did so."
+        return max((spent[part] for spent in self.seconds.values()), default=0.0)
+
     def waiting(self, part: str) -> float:
-        "The fraction of the workers' time that went into waiting for `part`: data or communication."
+        "The fraction of the workers' time that went into waiting for `part`: data, communication or compiling."
         total = sum(spent["total"] for spent in self.seconds.values())
         return sum(spent[part] for spent in self.seconds.values()) / total if total else 0.0

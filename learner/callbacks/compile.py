@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ class Compile(Callback):
     def __init__(self, tell: Callable[[str], object] = print, busy: Callable[[], object] = lambda: None) -> None:
         self.tell, self.busy = tell, busy  # `busy` is called when code is about to be made, which takes its time
         self.worth, self.off, self.under_way = True, False, False
+        self.seconds = 0.0  # that went into making code
 
     def before_fit(self) -> None:
         "Begin with no code."
@@ -133,7 +135,7 @@ class Compile(Callback):
     def _try(self) -> None:
         "Go forth and back for nothing, so that all code is made; give up where that fails."
         self.busy()
-        before = [buffer.clone() for buffer in self.model.buffers()]
+        started, before = time.perf_counter(), [buffer.clone() for buffer in self.model.buffers()]
         try:
             self._put(self.fast)
             with unshared(self.model):  # the other devices may be at something else
@@ -147,6 +149,7 @@ class Compile(Callback):
                 buffer.data.copy_(old)
             for layer in self.layers:
                 layer.calls = 0
+            self.seconds += time.perf_counter() - started
 
     def _run(self) -> None:
         torch.compiler.cudagraph_mark_step_begin()

@@ -76,6 +76,14 @@ def test_a_full_batch_is_compiled_for_once(worker: Callable[..., Worker], full: 
     assert compiler.graphs == 2, "the model and the loss, not those of the epoch's last and smaller batch"
 
 
+def test_the_report_says_how_long_compiling_took(worker: Callable[..., Worker], full: Job) -> None:
+    compiled, plain = worker(replace(full, compile="on"), Compiler()), worker(full, Compiler())
+    first, second = (compiled.run(replace(CHUNK, epoch=epoch, step=7 * epoch)).seconds for epoch in range(2))
+    assert 0 < first["compiling"] < first["total"]
+    assert second["compiling"] == 0
+    assert "compiling" not in plain.run(CHUNK).seconds
+
+
 @pytest.mark.slow
 def test_the_rate_is_no_part_of_the_code(worker: Callable[..., Worker], full: Job) -> None:
     compiler = Compiler()

@@ -75,6 +75,15 @@ def test_speed_and_waiting() -> None:
     assert tally.waiting("communication") == 0.5
 
 
+def test_who_compiles_is_not_slow() -> None:
+    tally = Tally()
+    compiling = {"total": 32.0, "data": 0.5, "communication": 1.0, "compiling": 30.0}
+    tally.add([report(rank, [1.0, 1.0], [10, 10], own=10, seconds=SECONDS if rank else compiling) for rank in range(2)])
+    assert tally.worker_speed() == {0: 10.0, 1: 10.0}
+    assert tally.longest("compiling") == 30.0
+    assert tally.slow() == {}
+
+
 def test_nothing_is_divided_by_nothing() -> None:
     tally = Tally()
     assert (tally.count, tally.images_per_second(), tally.waiting("data")) == (0, 0.0, 0.0)

@@ -49,6 +49,20 @@ def scalars(folder: RunFolder) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.parametrize("seconds, told", [(0.0, False), (0.9, False), (31.25, True)])
+def test_an_epoch_says_what_of_it_was_compiling(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], seconds: float, told: bool
+) -> None:
+    tracker, learned, measured = Tracker(folder, Terminal()), Tally(), Tally()
+    tracker.start(4)
+    first, second = reports(True, 0)
+    learned.add([first, replace(second, seconds={**SECONDS, "compiling": seconds})])
+    measured.add(reports(False, 2))
+    tracker.epoch(3, 2, 0.2, learned, measured)
+    tracker.close()
+    assert ("note: epoch 3 includes 31.2 s of compiling" in capsys.readouterr().out) == told
+
+
 def test_steps_and_epochs_arrive_in_tensorboard(folder: RunFolder) -> None:
     tracker = Tracker(folder, Terminal())
     tracker.start(4)
