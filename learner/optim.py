@@ -4,8 +4,7 @@ A part is called with a parameter, its gradient, that parameter's state and, by 
 keyword-only arguments declare. What it returns, unless None, is the gradient for the parts behind it. What is written
 here for one parameter gets many of them side by side in a flat one, which is the same to all that goes element by
 element; a part that looks at a parameter as a whole, at its norm or its shape, is marked `@per_tensor`. It is called
-with several parameters of one shape, stacked, (k, *shape), and their gradients, without state. It changes none of them,
-and returns what the gradients become, (k, *shape) too.
+with several parameters of one shape, stacked, (k, *shape), and their gradients, without state.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SomePart = TypeVar("SomePart", bound=Callable[..., Tensor | None])
 
 
 def per_tensor(part: SomePart) -> SomePart:
-    "Mark a part that makes of each parameter and its gradient, both as a whole, another gradient."
+    "Mark a part that looks at parameters as a whole; it either updates them, or returns other gradients."
     part.per_tensor = True  # type: ignore[attr-defined]
     return part
 
@@ -102,15 +101,15 @@ def adam_grad(
 
 
 @per_tensor
-def lamb_grad(p: Tensor, grad: Tensor, *, weight_decay: float = 0.0) -> Tensor:
-    """The gradient and the decay, of a length in proportion to the layer's weights.
+def lamb_step(p: Tensor, grad: Tensor, *, lr: float, weight_decay: float = 0.0) -> None:
+    """Go down the gradient and the decay by a length in proportion to the layer's weights.
 
     You et al. (https://arxiv.org/abs/1904.00962); where either norm is 0 the ratio is 1. The norms stay on the device.
     """
     update = grad.add(p, alpha=weight_decay)
     each = tuple(range(1, p.dim() + 1))  # all dimensions but the first; a number has none, so it gets one
     size, length = (torch.linalg.vector_norm(x.unsqueeze(-1), dim=each, keepdim=True).squeeze(-1) for x in (p, update))
-    return update.mul_(torch.where((size > 0) & (length > 0), size / length, 1.0))
+    p.sub_(update.mul_(torch.where((size > 0) & (length > 0), size / length * lr, lr)))
 
 
 @per_tensor
@@ -180,7 +179,7 @@ def LAMB(
 ) -> Optimizer:  # fmt: skip
     "Adam whose steps are in proportion to each layer's weights, for large batches (https://arxiv.org/abs/1904.00962)."
     stats = [mean_grad, mean_square, step_count]
-    return _adaptive(params, [adam_grad, lamb_grad, sgd_step], stats, reduce, lr, betas, eps, weight_decay)
+    return _adaptive(params, [adam_grad, lamb_step], stats, reduce, lr, betas, eps, weight_decay)
 
 
 def Muon(

@@ -95,14 +95,17 @@ class Span:
         return tensor.shape == self.flat.shape
 
     def _by_shape(self, part: Callable[..., Any], grad: Tensor, hypers: dict[str, Any]) -> Tensor:
-        "What a part that looks at parameters as a whole makes of the gradient."
-        made = torch.zeros_like(grad)
-        given, taken = pieces(grad, self.params), pieces(made, self.params)
+        "What a part that looks at parameters as a whole makes of the gradient, or of the parameters."
+        given, made = pieces(grad, self.params), dict[int, Tensor]()
         for numbers in self.alike:
             values = _stacked([self.params[n].data for n in numbers])
-            for n, one in zip(numbers, part(values, _stacked([given[n] for n in numbers]), **hypers)):
-                taken[n].copy_(one)
-        return made
+            result = part(values, _stacked([given[n] for n in numbers]), **hypers)
+            if result is not None:
+                made.update(zip(numbers, result))
+            elif len(numbers) > 1:  # else it is the parameter itself
+                for n, value in zip(numbers, values):
+                    self.params[n].data.copy_(value)
+        return together([made[n] for n in sorted(made)], self.params)[0] if made else grad
 
 
 def spans(params: Sequence[Parameter], past: Past, hypers: dict[str, Any]) -> Iterator[Span]:
