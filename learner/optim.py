@@ -109,7 +109,8 @@ def lamb_step(p: Tensor, grad: Tensor, *, lr: float, weight_decay: float = 0.0) 
     update = grad.add(p, alpha=weight_decay)
     each = tuple(range(1, p.dim() + 1))  # all dimensions but the first; a number has none, so it gets one
     size, length = (torch.linalg.vector_norm(x.unsqueeze(-1), dim=each, keepdim=True).squeeze(-1) for x in (p, update))
-    p.sub_(update.mul_(torch.where((size > 0) & (length > 0), size / length * lr, lr)))
+    ratio = torch.where((size > 0) & (length > 0), size / length, torch.ones_like(size))
+    p.sub_(update.mul_(ratio * lr))
 
 
 @per_tensor

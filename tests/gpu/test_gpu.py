@@ -162,12 +162,14 @@ def test_no_batch_is_written_over_while_it_is_used() -> None:
 
 @pytest.mark.gpu
 @no_gpu
-@pytest.mark.parametrize("recipe", ["uncompiled", "compiled", "fed", "bf16", "full", "mixed"])
+@pytest.mark.parametrize("recipe", ["uncompiled", "compiled", "fed", "bf16", "full", "mixed", "muon", "lamb"])
 def test_no_step_waits_for_the_gpu_or_records_a_graph(start: Start, full: Job, recipe: str) -> None:
     "But its chunk's report does. torch raises an error where it would wait, and knows of most cases."
     from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 
     more: dict[str, Any] = {
+        "muon": {"compile": "off", "optimizer": "muon"},
+        "lamb": {"compile": "off", "optimizer": "lamb"},
         "uncompiled": {"compile": "off"},
         "fed": {"on_device": False},
         "bf16": {"precision": "bf16", "accumulate": 2},
