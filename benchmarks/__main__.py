@@ -21,7 +21,8 @@ NAMED = ("accuracy", "gpu", "imagenette", "shapes")  # not about speed, an hour 
 PACKAGES = ("torch", "numpy", "pillow", "simplejpeg", "ray", "lightning", "accelerate")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = (
-    "# Results\n\nWritten by `python -m benchmarks [NAME ...]`; each section says on what and when it was measured.\n"
+    "# Results\n\nWritten by `python -m benchmarks [NAME ...]`, but for the digits and what was tried of Imagenette;\n"
+    "each section says on what and when it was measured.\n"
 )
 
 

@@ -1,4 +1,4 @@
-"The committed recipe on real Imagenette at 128 px, 5 epochs: on a GPU five seeds, as the leaderboard wants, else one."
+"The committed recipe on real Imagenette at 128 px, 5 epochs: on a GPU five seeds, as the leaderboard wants."
 
 from __future__ import annotations
 

@@ -62,8 +62,7 @@ class Calls:
 
     def learn(self, reports: Sequence[Report]) -> None:
         "How long steps last, with so many workers."
-        steps = len(reports[0].chunk.hypers)
-        self.steps[len(self.crew.seated)].append(max(report.seconds["total"] for report in reports) / steps)
+        self.steps[len(self.crew.seated)].append(max(report.step_seconds for report in reports))
 
     def result(self, rank: int, ref: Any) -> Any:
         "What a rank has answered, which is a Failure if its process is gone, was ended, or could not give it back."

@@ -113,6 +113,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def step_seconds(self) -> float:
+        "Seconds a step, or a batch of a validation, but for those of compiling."
+        return (self.seconds["total"] - self.seconds.get("compiling", 0.0)) / len(self.chunk.hypers)
+
+    @property
     def counts(self) -> list[float]:
         "The samples of each global batch."
         return self.batches["count"]

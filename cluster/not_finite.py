@@ -37,7 +37,7 @@ class FiniteGuard:
     """Lets no number into the weights that is not finite.
 
     1. `look`, in the optimizer's step, sees the sums over all ranks, so that all do the same: skip, or raise NotFinite.
-       On a GPU it does so only where steps are to be skipped: elsewhere the driver looks, at the losses.
+       On a GPU, which has to be waited for, it does not where `on_nan` is stop: the driver looks, at the losses.
     2. Sums do not say whose numbers they were spoiled by. So in `explain` each rank goes through its part of the batch
        once more, by itself: nothing is reduced, and BatchNorm sees its samples alone. Healthy steps cost nothing.
     3. One sum over all ranks then tells who is to blame, and those alone name their files and the layer.

@@ -94,7 +94,7 @@ class Span:
     def _by_element(self, tensor: Tensor) -> bool:
         return tensor.shape == self.flat.shape
 
-    def _by_shape(self, part: Callable[..., Any], grad: Tensor, hypers: dict[str, Any]) -> Tensor:
+    def _by_shape(self, part: Part, grad: Tensor, hypers: dict[str, Any]) -> Tensor:
         "What a part that looks at parameters as a whole makes of the gradient, or of the parameters."
         given, made = pieces(grad, self.params), dict[int, Tensor]()
         for numbers in self.alike:

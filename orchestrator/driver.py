@@ -142,7 +142,7 @@ class Pace:
 
     def learn(self, reports: Sequence[Report]) -> None:
         "Take the time of a chunk; the length grows at most fourfold at once."
-        each = max(report.seconds["total"] for report in reports) / len(reports[0].chunk.hypers)
+        each = max(report.step_seconds for report in reports)
         self.length = max(1, min(4 * self.length, round(self.seconds / max(each, 1e-6)), 1000))
 
 

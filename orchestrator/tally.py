@@ -93,8 +93,7 @@ class Tally:
 
     def worker_speed(self) -> dict[int, float]:
         "Images per second of each rank while it did not wait for others, nor for code to be compiled."
-        waited = {rank: spent["communication"] + spent["compiling"] for rank, spent in self.seconds.items()}
-        busy = {rank: spent["total"] - waited[rank] for rank, spent in self.seconds.items()}
+        busy = {rank: s["total"] - s["communication"] - s["compiling"] for rank, s in self.seconds.items()}
         return {rank: self.samples[rank] / seconds if seconds > 0 else 0.0 for rank, seconds in busy.items()}
 
     def slow(self, factor: float = 3.0, seconds: float = 1.0) -> dict[int, float]:

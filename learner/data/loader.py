@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -171,10 +170,10 @@ class DataLoader:
 
 
 def _give_way() -> None:
-    "Have this thread run behind those that train, if the system lets it; elsewhere the number is a process's."
+    "Have this thread run behind those that train, if the system lets it; only Linux does so for a thread alone."
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+            os.nice(NICE)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:

@@ -78,10 +78,12 @@ def test_a_full_batch_is_compiled_for_once(worker: Callable[..., Worker], full: 
 
 def test_the_report_says_how_long_compiling_took(worker: Callable[..., Worker], full: Job) -> None:
     compiled, plain = worker(replace(full, compile="on"), Compiler()), worker(full, Compiler())
-    first, second = (compiled.run(replace(CHUNK, epoch=epoch, step=7 * epoch)).seconds for epoch in range(2))
+    reports = [compiled.run(replace(CHUNK, epoch=epoch, step=7 * epoch)) for epoch in range(2)]
+    first, second = (report.seconds for report in reports)
     assert 0 < first["compiling"] < first["total"]
     assert second["compiling"] == 0
     assert "compiling" not in plain.run(CHUNK).seconds
+    assert 7 * reports[0].step_seconds == pytest.approx(first["total"] - first["compiling"]), "what is no hang"
 
 
 @pytest.mark.slow

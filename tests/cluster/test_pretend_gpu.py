@@ -29,6 +29,7 @@ DAILY: dict[str, dict[str, Any]] = {
     "on device": {**ALL, "on_device": True},
     "mixed parts": {**ALL, "accumulate": 2, "mix": MixConfig(mixup=0.4, cutmix=1.0)},
     "full": {"augment": "full", "presize": 30, "optimizer": "adamw"},
+    "muon": {"optimizer": "muon", "weight_decay": 0.01},
     "groups": {
         "fine_tune": True,
         "decay_weights_only": True,
@@ -37,7 +38,7 @@ DAILY: dict[str, dict[str, Any]] = {
     },
 }
 NIGHTLY: dict[str, dict[str, Any]] = {
-    **{name: {"optimizer": name, "weight_decay": 0.01} for name in OPTIMIZERS},
+    **{name: {"optimizer": name, "weight_decay": 0.01} for name in OPTIMIZERS if name != "muon"},
     "fed": ALL,
     "kept parts": {**ALL, "accumulate": 2, "on_device": True, "activations": True},
     "mixed": {**ALL, "mix": MixConfig(mixup=0.4, cutmix=1.0)},
