@@ -67,8 +67,8 @@ def train(seed: int, options: list[str]) -> Outcome:
 def table(seeds: Iterable[int], options: list[str]) -> str:
     "A row for each seed, and what they mean."
     outcomes = {seed: train(seed, options) for seed in seeds}
-    lines = ["| seed | validation accuracy | training, s | of it compiling, s "]
-    lines[0] += f"| to {RECORD:.2%}, s | command, s |\n{'| --- ' * 6}|"
+    head = ["seed", "validation accuracy", "training, s", "of it compiling, s", f"to {RECORD:.2%}, s", "command, s"]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for seed, found in outcomes.items():
         reached = "not reached" if found.reached is None else f"{found.reached:.1f}"
         seconds = f"{found.training:.1f} | {found.compiling:.1f} | {reached} | {found.command:.0f}"

@@ -29,7 +29,7 @@ DESCRIPTIONS = {
     "find_lr": "Find a learning rate for what launch would train with the same options, and train nothing.\n"
     "Options of when to stop or save have no effect.",
     "data_summary": "Walk one image through what launch would do with the same data options, step by step.\n"
-    "It takes any command line of launch's; --seed, --batch-size, --runs and those about data have an effect.",
+    "It takes any command line of launch's, and heeds --seed, --batch-size, --runs and what finds or reads images.",
 }
 
 EXAMINE = (  # options of what measures a finished run; their defaults are the run's

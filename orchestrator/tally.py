@@ -109,10 +109,10 @@ class Tally:
         return found
 
     def longest(self, part: str) -> float:
-        "The seconds that the rank which waited longest for `part` did so."
+        "The seconds of the rank that spent the most on `part`."
         return max((spent[part] for spent in self.seconds.values()), default=0.0)
 
     def waiting(self, part: str) -> float:
-        "The fraction of the workers' time that went into waiting for `part`: data, communication or compiling."
+        "The fraction of the workers' time that went into waiting for `part`: data or communication."
         total = sum(spent["total"] for spent in self.seconds.values())
         return sum(spent[part] for spent in self.seconds.values()) / total if total else 0.0

@@ -107,8 +107,8 @@ class Tracker:
         minutes, seconds = divmod(round(row["seconds"]), 60)
         losses = (f"{row[key]:.6f}" for key in ("train_loss", "valid_loss", METRIC))
         self.terminal.row([f"{epoch}", *losses, f"{row['images_per_second']:.0f}", f"{minutes:02d}:{seconds:02d}"])
-        if (seconds_compiling := train.longest("compiling")) >= 1:
-            self.terminal.write(f"note: epoch {epoch} includes {seconds_compiling:.1f} s of compiling")
+        if (compiling := train.longest("compiling")) >= 1:
+            self.terminal.write(f"note: epoch {epoch} includes {compiling:.1f} s of compiling")
         for rank, times in train.slow().items():
             self.terminal.write(f"rank {rank} is slow: it works {times:.0f} times as long as the others at an image")
         self.board.renew()
