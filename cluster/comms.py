@@ -127,7 +127,12 @@ class Group:
             raise PeerLost(f"rank {self.rank} lost touch with the others: some ranks can't reach each other")
 
     def _connect(self, backend: str, device: torch.device | None = None) -> None:
-        "One that dies in this very moment is waited for in vain, and nothing but gloo's own timeout ends that."
+        """One that dies in this very moment is waited for in vain, and nothing but gloo's own timeout ends that.
+
+        The ranks find each other's addresses under a number that torch gives the group: how many this process has begun
+        since it last ended one. Who could not connect would count on, and never again find others, whose number is 0.
+        """
+        dist.distributed_c10d._world.group_count = 0
         dist.init_process_group(
             backend,
             store=self._store,

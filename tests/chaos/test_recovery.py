@@ -263,7 +263,7 @@ def test_an_error_at_each_start_is_a_bug(gang: RayGang, fault_plan: Plan, chaos_
 
 
 def test_a_replacement_that_can_not_begin_is_none(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
-    "The others, who hold a state, go on without."
+    "The others, who hold a state, go on without: be it the spare, or one that is up by then as well."
     gang.start(chaos_job, 3)
     said: list[str] = []
     gang.notice, gang.tolerance = said.append, replace(gang.tolerance, wait=0.0, max_restarts=1)
@@ -273,10 +273,10 @@ def test_a_replacement_that_can_not_begin_is_none(gang: RayGang, fault_plan: Pla
     gang.crew.bench.append(spare)
     known = {member.bundle for member in gang.crew.members}
     reports = [row for reports in gang.stream(chunks(True, 0, 3)) for row in columns(reports)]
-    assert (gang.world_size, len(reports), fault_plan.fired()) == (2, STEPS, 2)
-    assert len(said) == 1 and said[0].count("rank 1 ") == 2 and "2 workers go on" in said[0]
-    (bundle,) = known - {member.bundle for member in gang.crew.members}
-    gang.crew.hire(bundle)
+    for bundle in known - {member.bundle for member in gang.crew.members}:
+        gang.crew.hire(bundle)
+    assert (gang.world_size, len(reports)) == (2, STEPS) and fault_plan.fired() > 1
+    assert len(said) == 1 and said[0].count("rank 1 ") == fault_plan.fired() and "2 workers go on" in said[0]
 
 
 def test_the_same_error_twice_is_a_bug(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:

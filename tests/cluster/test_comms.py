@@ -57,6 +57,14 @@ except PeerLost as error:
     print(json.dumps({"lost": str(error), "at": time.time()}), flush=True)
 """
 
+NEWCOMER = """
+import sys
+from cluster.comms import Group
+from cluster.meeting import Meeting
+
+Group(1, 2, Meeting("127.0.0.1", int(sys.argv[1]), "next"), "gloo").close()
+"""
+
 LATE = """
 import sys, time
 from datetime import timedelta
@@ -93,15 +101,20 @@ def test_nobody_waits_for_a_rank_that_will_never_come() -> None:
 
 
 def test_nobody_waits_for_a_rank_that_dies_as_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
-    "It was there a moment ago. Who waits can meet others then."
+    "It was there a moment ago. Who waits can meet others then, who never waited like that."
     store = Store("127.0.0.1")
-    store.write(f"{store.meeting.group}/here/1", "")
+    for met in ("here", "lost"):
+        store.write(f"{store.meeting.group}/{met}/1", "")
     monkeypatch.setattr(Group, "connecting", timedelta(seconds=0.5))
-    with pytest.raises(PeerLost, match="rank 0 lost touch with the others"):
+    with pytest.raises(PeerLost, match="rank 0 lost touch with the others: wait timeout"):
         Group(0, 2, store.meeting, "gloo")
-    alone = Group(0, 1, replace(store.meeting, group="next"), "gloo")
-    assert dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout == TIMEOUT, "of sums: the driver decides"
-    alone.close()
+    monkeypatch.undo()
+    with subprocess.Popen([sys.executable, "-c", NEWCOMER, f"{store.meeting.port}"]) as newcomer:
+        group = Group(0, 2, replace(store.meeting, group="next"), "gloo")
+        timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+        assert timeout == TIMEOUT, "of sums: the driver decides"
+        group.close()
+    assert newcomer.returncode == 0
 
 
 @pytest.mark.parametrize("error", [torch.AcceleratorError("an illegal memory access"), torch.OutOfMemoryError("full")])
