@@ -19,7 +19,8 @@ from torch.torch_version import TorchVersion
 from cluster.meeting import CALLED_OFF, Meeting, address_of, connections, cut_off, handles, interface_to, meet
 
 TIMEOUT = timedelta(days=1)  # the driver tells who hangs, and frees the others, long before
-CONNECTING = 20.0  # seconds to connect all ranks, which are there: it takes milliseconds, NCCL some seconds
+CONNECTING = 5.0  # seconds for the others' addresses, which are there: it takes milliseconds; gloo connects for 5 times
+NCCL_ADDRESS = 20.0  # ... for rank 0's, which NCCL may look for first
 ON_ERRORS = {  # of NCCL's or the GPU's: torch would end the process, or wait for minutes, and ask others to do the same
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
@@ -227,7 +228,7 @@ class NcclGroup(Group):
         Else it would be in the first sum; if a rank never came to that, the others could not be made to abort. Nor can
         they while they wait for rank 0's address, which it leaves in the store.
         """
-        self._store.set_timeout(timedelta(seconds=CONNECTING))
+        self._store.set_timeout(timedelta(seconds=NCCL_ADDRESS))
         super()._connect(backend, torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None)
         self._store.set_timeout(TIMEOUT)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -28,7 +29,7 @@ DEADLY = ("raise", "exit", "SIGKILL", "SIGSTOP", "sleep", "memory")  # after whi
 HANGS = ("SIGSTOP", "sleep")
 NAP = 0.3  # seconds that a crawling worker needs more for a step; it is no fault to be made up for
 KINDS = (*DEADLY, "NaN", "unreadable", "full disk")
-BEGIN = -1  # the step of who only begins a job, in the phases meet (the others) and start
+BEGIN = -1  # the step of who only begins a job, in the phases meet (the others), connect (to them) and start
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,14 @@ class FaultyProcess(WorkerProcess):
             sys.path.append(str(self.root))
             import_module("tests.chaos.silent").install()
         self.reach("meet")
-        group = super()._sit(seat, meeting)
+        connect = Group._connect
+
+        def fail_and_connect(group: Group, *args: Any) -> None:
+            self.reach("connect")
+            connect(group, *args)
+
+        with patch.object(Group, "_connect", fail_and_connect):
+            group = super()._sit(seat, meeting)
         self.reach("start")
         return group
 
