@@ -146,6 +146,38 @@ def test_a_kill_at_each_step_of_a_run(gang: RayGang, fault_plan: Plan, chaos_job
         assert fault_plan.fired() == 1
 
 
+@pytest.mark.slow
+def test_deaths_at_any_moment_of_regrouping(
+    gang: RayGang, chaos_job: Job, healthy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "Nobody is waited for without an end, and all goes on as if nothing had been, but where nobody is left."
+    rng, regroup, blows, lost = random.Random(3), gang._regroup, list[threading.Timer](), 0
+
+    def strike() -> None:
+        pid = rng.choice(gang.places).pid
+        if living([pid]).get(pid, "").startswith("ray::"):
+            os.kill(pid, signal.SIGKILL)
+
+    def strike_and_regroup() -> Any:
+        if rng.random() < 0.6:
+            blows.append(threading.Timer(1.5 * rng.random() ** 2, strike))
+            blows[-1].start()
+        return regroup()
+
+    monkeypatch.setattr(gang, "_regroup", strike_and_regroup)
+    for _ in range(25):
+        began = time.monotonic()
+        try:
+            gang.start(chaos_job, 3)
+            assert drive(gang) == healthy
+        except NoneLeft:
+            lost += 1
+        assert time.monotonic() - began < 90
+    for blow in blows:
+        blow.join()
+    assert len(blows) > 25 > 4 * lost
+
+
 def test_all_at_once_leave_nothing(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
     gang.start(chaos_job, 3)
     fault_plan.write([Fault(rank, 3, "backward", "SIGKILL") for rank in range(3)])
