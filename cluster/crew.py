@@ -20,7 +20,7 @@ from learner.errors import UserError
 PLACEMENT_TIMEOUT = 60.0
 ANSWER = 10.0  # seconds for a process that is up to say so again
 GLANCE = 0.5  # seconds between two looks at whether the run is to stop
-MAX_LOST = 10  # processes that ended on the bench; one that can never start would go on for ever
+MAX_LOST = 10  # processes in a row that ended on the bench; one that can never start would go on for ever
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Crew:
 
     def __init__(self, ray: Any, workers: Workers, spares: int, meeting: Meeting, log_folder: str) -> None:
         self.ray, self.workers, self.meeting, self.log_folder = ray, workers, meeting, log_folder
-        self.hired, self.lost, self.why = 0, 0, ""  # why the last process that was lost on the bench ended
+        self.hired = 0
+        self.lost, self.why = 0, ""  # processes in a row that ended on the bench, and why the last of all did
         self.members: list[Member] = []
         self.seated: list[Member] = []
         self.bench: list[Member] = []
@@ -115,6 +116,7 @@ class Crew:
             try:
                 self.ray.get(member.answer)
                 member.place = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
+                self.lost = 0
                 return member
             except self.ray.exceptions.RayError as error:
                 advised = isinstance(error, self.ray.exceptions.OutOfMemoryError)  # ends in Ray's advice on its tasks

@@ -18,6 +18,7 @@ from cluster.faults import WorkersFailed
 from cluster.gang import LocalGang, Seat
 from cluster.meeting import Meeting
 from cluster.messages import Chunk, Job, Report
+from cluster.worker_process import Place
 from learner.cores import usable_cores
 from learner.data.files import Labelled
 from learner.errors import UserError
@@ -45,6 +46,27 @@ def test_no_process_of_a_crew_waits_for_another_to_start(monkeypatch) -> None:
     assert len(crew.bench) == 4
     ray.get.assert_not_called()
     ray.wait.assert_not_called()
+
+
+def test_however_many_spares_a_long_run_loses_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    "But for one that can never start: of its kind there are only so many in a row."
+    ray = MagicMock()
+    ray.cluster_resources.return_value = {"CPU": 2.0}
+    ray.exceptions.RayError = RuntimeError
+    ray.exceptions.OutOfMemoryError = MemoryError
+    ray.wait = lambda answers, **_: (answers[:1], [])
+    ray.remote().return_value.options.return_value.remote = lambda *_: MagicMock()
+    monkeypatch.setattr(cluster.crew, "in_bundle", Mock())
+    crew = Crew(ray, Workers(1, 0.0, "gloo"), 1, Meeting("127.0.0.1", 1, ""), "logs")
+    there = Place("here", 0, "127.0.0.1")
+    for _ in range(3 * cluster.crew.MAX_LOST):
+        ray.get.side_effect = [RuntimeError("the machine was taken back"), there, there]
+        member = crew.take(60.0)
+        assert member is not None and member.place == there and len(crew.members) == 2
+        crew.bench.append(member)
+    ray.get.side_effect = RuntimeError("too old")
+    assert crew.take(60.0) is None and crew.members == [], "none is waited for in vain"
+    assert crew.hired < 6 * cluster.crew.MAX_LOST
 
 
 def test_a_local_gang_keeps_the_memory_that_it_frees(local_gang, job: Job, monkeypatch) -> None:
