@@ -144,7 +144,9 @@ def spoiled(tensors: Mapping[str, np.ndarray]) -> str | None:
 
 
 def _digest(content: bytes, meta: Mapping[str, Any]) -> str:
-    return hashlib.sha256(content + json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(content)
+    digest.update(json.dumps(meta, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:

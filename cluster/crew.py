@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,19 +16,20 @@ from typing import Any
 from cluster.meeting import Meeting
 from cluster.ray_cluster import first_line, in_bundle, require
 from cluster.worker_process import Place, WorkerProcess
-from learner.errors import UserError
+from learner.errors import UsageError, UserError
 
 PLACEMENT_TIMEOUT = 60.0
 ANSWER = 10.0  # seconds for a process that is up to say so again
 GLANCE = 0.5  # seconds between two looks at whether the run is to stop
-MAX_LOST = 10  # processes in a row that ended on the bench; one that can never start would go on for ever
+MAX_LOST = 5  # processes in a row that ended in one place, on the bench: one that can never start would go on for ever
 
 
 @dataclass(frozen=True)
 class Workers:
     """How many workers to start and on what: `gpus_each` is below 1 where they share cards, 0 for CPU workers.
 
-    Where `at_least` so many will do, the others may come when there is room for them.
+    Where `at_least` so many will do, the others may come when there is room for them. For that of those that are needed
+    `patience` seconds are waited in a cluster that is too small: machines that are gone may come back.
     """
 
     count: int
@@ -35,6 +37,7 @@ class Workers:
     backend: str
     address: str | None = None
     at_least: int | None = None
+    patience: float = 0.0
 
 
 NOWHERE = Place("unknown", 0, "")
@@ -65,7 +68,7 @@ class Crew:
     def __init__(self, ray: Any, workers: Workers, spares: int, meeting: Meeting, log_folder: str) -> None:
         self.ray, self.workers, self.meeting, self.log_folder = ray, workers, meeting, log_folder
         self.hired = 0
-        self.lost, self.why = 0, ""  # processes in a row that ended on the bench, and why the last of all did
+        self.lost, self.why = Counter[int](), ""  # processes in a row that ended so, by bundle, and why the last did
         self.members: list[Member] = []
         self.seated: list[Member] = []
         self.bench: list[Member] = []
@@ -76,17 +79,29 @@ class Crew:
     def _place(self, count: int, wanted: int) -> None:
         workers = self.workers
         bundle = {"CPU": 1.0} | ({"GPU": workers.gpus_each} if workers.gpus_each else {})
-        require(self.ray, {name: amount * count for name, amount in bundle.items()}, workers.address)
-        group = self.ray.util.placement_group([bundle] * count, strategy="PACK")
-        if not group.wait(PLACEMENT_TIMEOUT):
+        self._await_room({name: amount * count for name, amount in bundle.items()})
+        group, longest = self.ray.util.placement_group([bundle] * count), max(PLACEMENT_TIMEOUT, workers.patience)
+        if not group.wait(longest):
             raise UserError(
-                f"{count} workers with {bundle} each found no place within {PLACEMENT_TIMEOUT:g} s; "
+                f"{count} workers with {bundle} each found no place within {longest:g} s; "
                 "is the cluster busy? Ask for fewer, or wait"
             )
         alone = [self.ray.util.placement_group([bundle]) for _ in range(wanted - count)]
         self.bundles = [*((group, number) for number in range(count)), *((one, 0) for one in alone)]
         for number in range(wanted):
             self.hire(number)
+
+    def _await_room(self, need: dict[str, float]) -> None:
+        deadline = time.monotonic() + self.workers.patience
+        while True:
+            try:
+                return require(self.ray, need, self.workers.address)
+            except UsageError as error:
+                if not self.workers.patience:
+                    raise
+                if time.monotonic() > deadline:
+                    raise UserError(f"{error}, or wait longer with --wait-for-workers SECONDS") from error
+            time.sleep(GLANCE)
 
     def hire(self, bundle: int) -> None:
         "Begin to start a process in that bundle; it is on the bench from now on."
@@ -116,13 +131,14 @@ class Crew:
             try:
                 self.ray.get(member.answer)
                 member.place = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
-                self.lost = 0
+                self.lost[member.bundle] = 0
                 return member
             except self.ray.exceptions.RayError as error:
                 advised = isinstance(error, self.ray.exceptions.OutOfMemoryError)  # ends in Ray's advice on its tasks
                 why = first_line(error) if advised else str(error).strip().splitlines()[-1]
-                self.lost, self.why = self.lost + 1, f": {why}"
-                self.dismiss(member, replace=self.lost <= MAX_LOST)
+                self.why = f": {why}"
+                self.lost[member.bundle] += 1  # also where Ray did not know yet that the machine is gone
+                self.dismiss(member, replace=self.lost[member.bundle] <= MAX_LOST)
         return None
 
     def seat(self, count: int, wait: float) -> None:

@@ -188,20 +188,26 @@ def make_gang(
     logs: Path,
     notice: Callable[[str], object] = print,
     done: Callable[[str], object] = lambda part: None,
+    again: bool = False,
 ) -> Gang:
     """One worker in this process, or Ray actors; each writes its log into `logs`.
 
-    `notice` hears of their faults, `done` of the parts of their start.
+    `notice` hears of their faults, `done` of the parts of their start. A run that begins `again` does so with as few as
+    might have gone on, once there is room for them.
     """
     if devices.in_process:
         local = LocalGang(job, "cuda" if devices.gpus_each else "cpu", logs)
         done("model")
         return local
-    from cluster.crew import Workers
+    from cluster.crew import PLACEMENT_TIMEOUT, Workers
     from cluster.ray_gang import RayGang
 
+    tolerated = tolerance(config, devices.at_least)
     workers = Workers(devices.count, devices.gpus_each, devices.backend, config.address, devices.at_least)
-    gang = RayGang(job, workers, logs, tolerance(config, devices.at_least), notice, done)
+    if again:
+        patience = max(PLACEMENT_TIMEOUT, tolerated.wait)
+        workers = dataclasses.replace(workers, at_least=tolerated.min_workers, patience=patience)
+    gang = RayGang(job, workers, logs, tolerated, notice, done)
     for warning in gang.cluster.warnings:
         print(f"warning: {warning}", flush=True)
     if gang.world_size < devices.count:

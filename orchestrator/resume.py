@@ -71,6 +71,7 @@ class Saver:
         self.checkpoints, self.warn = checkpoints, warn
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._last: Future[bool] | None = None
+        self._written = True
 
     def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], best: int = 0) -> None:
         """Begin to write the checkpoint of `step`, once the one before is written; the arrays are not to change.
@@ -82,7 +83,10 @@ class Saver:
 
     def finish(self) -> bool:
         "Wait until all is written; whether the last checkpoint was."
-        return self._last is None or self._last.result()
+        if last := self._last:
+            self._last, self._written = None, False  # what it raises, it raises once: the next is tried again
+            self._written = last.result()
+        return self._written
 
     def close(self) -> None:
         "Write what is left to write."
@@ -95,8 +99,9 @@ class Saver:
         try:
             self.checkpoints.save(step, tensors, meta, best)
             return True
-        except OSError as error:
-            self.warn(f"warning: no checkpoint of step {step} could be written: {error}")
+        except (OSError, MemoryError) as error:
+            why = str(error) or "not enough memory"
+            self.warn(f"warning: no checkpoint of step {step} could be written: {why}")
             return False
 
 

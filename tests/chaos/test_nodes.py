@@ -106,6 +106,37 @@ cluster.shutdown()
 """
 
 
+ALL_GONE = """
+import json, signal, subprocess, sys, time
+from cluster.ray_cluster import own_ray
+ray = own_ray()
+from ray.cluster_utils import Cluster
+from cluster.lean_ray import lean
+
+folder, pictures = sys.argv[2:]
+with lean(ray):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 * 2**20})
+    away = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+cluster.wait_for_nodes()
+command = [sys.executable, "-m", "orchestrator.launch", "--address", cluster.address, "--cpus", "2", "--data", pictures,
+           "--size", "24", "--epochs", "9999", "--cache", "off", "--runs", folder + "/runs", "--wait-for-workers", "1"]
+run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+said = []
+for line in run.stdout:
+    said.append(line)
+    if away and line.startswith("9 "):
+        cluster.remove_node(away, allow_graceful=False)
+        away = None
+    if line.startswith("starting") and not away:
+        time.sleep(4)
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+    if line.startswith("epoch") and not away:
+        run.send_signal(signal.SIGINT)
+print(json.dumps({"code": run.wait(), "said": said}), flush=True)
+cluster.shutdown()
+"""
+
+
 def lose_a_node(job: Job, folder: Path, more: int) -> dict[str, Any]:
     """What a driver saw of a run of three workers on two machines, one of which was lost.
 
@@ -150,6 +181,18 @@ def test_the_others_go_on_alone(job: Job, tmp_path: Path) -> None:
     losses, _ = seen["hit"]
     assert losses == pytest.approx(seen["healthy"][0], rel=1e-3)
     assert len(losses) == 28, "no step is repeated, none is lost"
+
+
+@pytest.mark.slow
+def test_a_run_begins_again_where_the_only_machine_with_workers_was_lost(
+    job: Job, pictures: Path, tmp_path: Path
+) -> None:
+    "Once there is another, with as many workers as that has room for."
+    seen = drive(ALL_GONE, job, tmp_path, str(pictures))
+    said = "".join(seen["said"])
+    _, _, again = said.partition("no worker is left: all begin again at the newest checkpoint")
+    assert "going on at step " in again and "stopped in epoch " in again, said
+    assert seen["code"] == 130, "Ctrl-C's"
 
 
 @pytest.mark.slow

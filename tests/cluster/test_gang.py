@@ -21,7 +21,7 @@ from cluster.messages import Chunk, Job, Report
 from cluster.worker_process import Place
 from learner.cores import usable_cores
 from learner.data.files import Labelled
-from learner.errors import UserError
+from learner.errors import UsageError, UserError
 from learner.learner import Callback
 
 
@@ -48,25 +48,40 @@ def test_no_process_of_a_crew_waits_for_another_to_start(monkeypatch) -> None:
     ray.wait.assert_not_called()
 
 
+def test_a_run_that_begins_again_waits_for_a_machine_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    "One that begins does not: whoever asked for too many is to know."
+    ray, workers = MagicMock(), Workers(1, 0.0, "gloo", "head:6379")
+    monkeypatch.setattr(cluster.crew, "in_bundle", Mock())
+    monkeypatch.setattr(cluster.crew, "GLANCE", 0.01)
+    ray.cluster_resources.side_effect = [{}, {}, {"CPU": 1.0}]
+    assert len(Crew(ray, replace(workers, patience=60.0), 0, Meeting("127.0.0.1", 1, ""), "logs").bench) == 1
+    ray.cluster_resources = dict
+    with pytest.raises(UsageError, match="1 CPUs are needed but the cluster at head:6379 has 0; ask for fewer"):
+        Crew(ray, workers, 0, Meeting("127.0.0.1", 1, ""), "logs")
+    with pytest.raises(UserError, match="or wait longer with --wait-for-workers") as caught:
+        Crew(ray, replace(workers, patience=0.1), 0, Meeting("127.0.0.1", 1, ""), "logs")
+    assert not isinstance(caught.value, UsageError), "the command was good"
+
+
 def test_however_many_spares_a_long_run_loses_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    "But for one that can never start: of its kind there are only so many in a row."
-    ray = MagicMock()
-    ray.cluster_resources.return_value = {"CPU": 2.0}
+    "A machine with many of them too; but for one that can never start: of its kind there are only so many in a row."
+    ray, lost = MagicMock(), RuntimeError("the machine was taken back")
+    ray.cluster_resources.return_value = {"CPU": 20.0}
     ray.exceptions.RayError = RuntimeError
     ray.exceptions.OutOfMemoryError = MemoryError
     ray.wait = lambda answers, **_: (answers[:1], [])
     ray.remote().return_value.options.return_value.remote = lambda *_: MagicMock()
     monkeypatch.setattr(cluster.crew, "in_bundle", Mock())
-    crew = Crew(ray, Workers(1, 0.0, "gloo"), 1, Meeting("127.0.0.1", 1, ""), "logs")
+    crew = Crew(ray, Workers(1, 0.0, "gloo"), 19, Meeting("127.0.0.1", 1, ""), "logs")
     there = Place("here", 0, "127.0.0.1")
     for _ in range(3 * cluster.crew.MAX_LOST):
-        ray.get.side_effect = [RuntimeError("the machine was taken back"), there, there]
-        member = crew.take(60.0)
-        assert member is not None and member.place == there and len(crew.members) == 2
-        crew.bench.append(member)
-    ray.get.side_effect = RuntimeError("too old")
+        ray.get.side_effect = [*[lost] * 20, *[there] * 40]
+        up = [member for _ in range(20) if (member := crew.take(60.0))]
+        assert len(up) == len(crew.members) == 20
+        crew.bench += up
+    hired, ray.get.side_effect = crew.hired, RuntimeError("too old")
     assert crew.take(60.0) is None and crew.members == [], "none is waited for in vain"
-    assert crew.hired < 6 * cluster.crew.MAX_LOST
+    assert crew.hired - hired == 20 * cluster.crew.MAX_LOST
 
 
 def test_a_local_gang_keeps_the_memory_that_it_frees(local_gang, job: Job, monkeypatch) -> None:

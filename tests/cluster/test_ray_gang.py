@@ -218,7 +218,7 @@ def test_why_a_process_could_not_begin_is_known(ray_gang: RayGang, job: Job, mon
     spare = crew.take(60.0)
     assert spare is not None
     monkeypatch.setattr(cluster.crew, "WorkerProcess", Broken)
-    monkeypatch.setattr(cluster.crew, "MAX_LOST", crew.lost)
+    monkeypatch.setattr(cluster.crew, "MAX_LOST", 0)
     crew.dismiss(spare, replace=True)
     assert crew.take(60.0) is None, "nor is another one begun, beyond so many"
     assert crew.why == ": RuntimeError: the driver is too old"

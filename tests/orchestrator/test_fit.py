@@ -5,8 +5,10 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -84,6 +86,27 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
     saver.close()
     assert saver.checkpoints.steps() == [1]
     assert warnings == ["warning: no checkpoint of step 2 is written: 0/weight is not finite; older ones are kept"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device"), KeyError("a bug")])
+def test_a_checkpoint_that_fails_is_no_end_of_those_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    write, warnings = Checkpoints.save, list[str]()
+    saver, weights = Saver(Checkpoints(tmp_path), warnings.append), {"0/weight": np.ones(2, np.float32)}
+    monkeypatch.setattr(Checkpoints, "save", Mock(side_effect=error))
+    saver.save(1, weights, {})
+    with suppress(KeyError):
+        assert not saver.finish()
+    assert not saver.finish()
+    monkeypatch.setattr(Checkpoints, "save", write)
+    saver.save(2, weights, {})
+    assert saver.finish() and saver.checkpoints.steps() == [2]
+    saver.close()
+    told = {KeyError: [], MemoryError: ["not enough memory"], OSError: ["[Errno 28] No space left on device"]}[
+        type(error)
+    ]
+    assert warnings == [f"warning: no checkpoint of step 1 could be written: {why}" for why in told]
 
 
 def test_a_checkpoint_is_written_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
