@@ -55,6 +55,9 @@ class RayGang:
         self.tolerance, self.notice, self.done = tolerance or Tolerance(), notice, done
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
         self.incidents: list[Incident] = []
+        self.vain: list[
+            Incident
+        ] = []  # of them those of ranks that were only joining, at which no other's fault counts
         self.newest: set[Member] = set()
         processes = workers.count + self.tolerance.spares
         gpus = math.ceil(processes * workers.gpus_each)
@@ -89,7 +92,7 @@ class RayGang:
         "Seat that many processes, or at least as many as will do, and give them a job; what they did is forgotten."
         self.job, self.wanted = self.ray.put(job), world_size
         self.skips_bad_images = job.skip_bad_images
-        self.incidents, self.newest = [], set()
+        self.incidents, self.vain, self.newest = [], [], set()
         self.calls.steps.clear()
         self.crew.seat(world_size, self.tolerance.wait)
         self.done("workers")
@@ -220,8 +223,12 @@ class RayGang:
         joining = [rank for rank, member in enumerate(self.seated) if not member.at_work]
         fewest = self.tolerance.min_workers if holding else self.crew.workers.at_least or self.wanted
         empty = unfit(culprits, self.incidents, self.tolerance, joining, self.world_size - fewest)
-        reason = verdict([one for one in culprits if one.rank not in empty], self.incidents, self.tolerance)
+        others = [failure for failure in culprits if failure.rank not in empty]
+        at_work = [failure for failure in others if failure.rank not in joining]
+        before = [one for one in self.incidents if one not in self.vain] if others == at_work else self.incidents
+        reason = verdict(others, before, self.tolerance)
         self.incidents.append(culprits)
+        self.vain += [culprits] if holding and not at_work else []
         if reason is not None:
             raise WorkersFailed(failures, reason)
         gone = {self.seated[failure.rank] for failure in culprits if failure.kind != "peer"}

@@ -324,6 +324,24 @@ def test_a_replacement_that_can_not_begin_is_none(gang: RayGang, fault_plan: Pla
     assert len(said) == 1 and said[0].count("rank 1 ") == fault_plan.fired() and "2 workers go on" in said[0]
 
 
+def test_what_befell_those_who_only_joined_is_no_reason_to_end(gang: RayGang, fault_plan: Plan, chaos_job: Job) -> None:
+    "Else one bad machine would use up what a run puts up with, and the next death, hours later, would end it."
+    gang.start(chaos_job, 3)
+    gang.tolerance = replace(gang.tolerance, wait=0.0, max_restarts=1)
+    fault_plan.write([Fault(1, 2, "forward", "raise"), Fault(1, BEGIN, "start", "SIGKILL", times=9)])
+    spare = gang.crew.take(60.0)
+    assert spare is not None
+    gang.crew.bench.append(spare)
+    known = {member.bundle for member in gang.crew.members}
+    first = [row for reports in gang.stream(chunks(True, 0, 3)) for row in columns(reports)]
+    joined_in_vain = fault_plan.fired() - 1
+    fault_plan.write([Fault(0, STEPS + 2, "forward", "SIGKILL")])
+    second = [row for reports in gang.stream(chunks(True, 1, 3)) for row in columns(reports)]
+    for bundle in known - {member.bundle for member in gang.crew.members}:
+        gang.crew.hire(bundle)
+    assert len(first) == len(second) == STEPS and fault_plan.fired() == 1 <= joined_in_vain
+
+
 def test_the_same_error_twice_is_a_bug(gang: RayGang, fault_plan: Plan, chaos_job: Job, healthy: Run) -> None:
     gang.start(chaos_job, 3)
     fault_plan.write([Fault(1, 5, "backward", "raise", times=2)])
