@@ -201,7 +201,7 @@ def open_session(config: Config, again: bool = False) -> Iterator[Session]:
         phases.done("data")
         try:
             print(f"starting {ready.devices} ...\n", flush=True)
-            gang = make_gang(ready.job, ready.devices, config, folder.logs, tracker.fault, phases.done, again)
+            gang = make_gang(ready.job, ready.devices, config, folder.logs, tracker.fault, phases.done, again=again)
             tracker.phases = phases
             saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
             try:

@@ -50,7 +50,9 @@ def run_here(capsys: pytest.CaptureFixture[str], name: str, *arguments: Any) -> 
 def on_gang(gang: Any) -> Iterator[None]:
     "Meanwhile, commands in this process have as many of the gang's workers as they ask for, and leave them running."
 
-    def seat(job: Any, devices: Any, config: object, logs: Path, notice: Any = gang.notice, done: object = None) -> Any:
+    def seat(
+        job: Any, devices: Any, config: object, logs: Path, notice: Any = gang.notice, *_: object, **__: object
+    ) -> Any:
         gang.notice = notice
         gang.start(job, devices.count)
         (logs / "rank_0.log").touch()  # as its own workers would: the run has begun

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cluster import stream
+from cluster.crew import PLACEMENT_TIMEOUT, Workers
 from cluster.faults import Tolerance
 from cluster.messages import Job
 from learner.data.files import Labelled, Split, open_split
@@ -91,8 +92,18 @@ class Exposed:
 
     cluster, world_size = SimpleNamespace(warnings=["the Ray cluster at host:1 asks for no token"]), 2
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, job: Job, workers: Workers, *_: object) -> None:
+        self.workers = workers
+
+
+def test_a_run_that_begins_again_asks_for_as_few_as_might_have_gone_on(job: Job, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("cluster.ray_gang.RayGang", Exposed)
+    asked, devices = Config(address="host:1", cpus=4, min_workers=2, wait_for_workers=90.0), Devices(4, 0.0, "gloo")
+    first, again = (make_gang(job, devices, asked, tmp_path, again=again).workers for again in (False, True))
+    assert first == Workers(4, 0.0, "gloo", "host:1")
+    assert again == replace(first, at_least=2, patience=90.0)
+    at_once = make_gang(job, devices, replace(asked, wait_for_workers=0.0), tmp_path, again=True).workers
+    assert at_once.patience == PLACEMENT_TIMEOUT, "as long as for those that begin"
 
 
 def test_a_user_is_told_what_a_joined_cluster_exposes(job: Job, tmp_path, capsys, monkeypatch) -> None:
