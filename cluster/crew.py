@@ -81,11 +81,13 @@ class Crew:
         bundle = {"CPU": 1.0} | ({"GPU": workers.gpus_each} if workers.gpus_each else {})
         self._await_room({name: amount * count for name, amount in bundle.items()})
         group, longest = self.ray.util.placement_group([bundle] * count), max(PLACEMENT_TIMEOUT, workers.patience)
-        if not group.wait(longest):
-            raise UserError(
-                f"{count} workers with {bundle} each found no place within {longest:g} s; "
-                "is the cluster busy? Ask for fewer, or wait"
-            )
+        deadline = time.monotonic() + longest
+        while not group.wait(1):  # in which no signal is heard
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{count} workers with {bundle} each found no place within {longest:g} s; "
+                    "is the cluster busy? Ask for fewer, or wait"
+                )
         alone = [self.ray.util.placement_group([bundle]) for _ in range(wanted - count)]
         self.bundles = [*((group, number) for number in range(count)), *((one, 0) for one in alone)]
         for number in range(wanted):
@@ -151,7 +153,7 @@ class Crew:
         self.seated, self.bench = [], [*self.seated, *self.bench]
         enough, longest = min(count, self.workers.at_least or count), max(wait, PLACEMENT_TIMEOUT)
         if enough < count:
-            self._fill(count, wait)
+            self._fill(count, max(wait, self.workers.patience))
         self._fill(enough, longest)
         if len(self.seated) < enough:
             why = self.why or "; where all is slow, --wait-for-workers SECONDS gives them longer"

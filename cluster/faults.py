@@ -192,19 +192,25 @@ def verdict(incident: Incident, before: Sequence[Incident], tolerance: Tolerance
 
 
 def unfit(
-    incident: Incident, before: Sequence[Incident], tolerance: Tolerance, joining: Collection[int], surplus: int
+    incident: Incident,
+    before: Sequence[Incident],
+    tolerance: Tolerance,
+    joining: Collection[int],
+    surplus: int,
+    at_work: Sequence[Incident] | None = None,
 ) -> set[int]:
     """The ranks of an incident whose places stay empty, as if no replacement were to be had.
 
     They were only `joining`, and could not begin, at which the run must not end: if it has a `surplus` of so many
     ranks, and would go on without them. None as long as a fault is put up with: another process may take the place,
-    but where a network is cut that would be no better off.
+    but where a network is cut that would be no better off. Of the older ones, those `at_work` count for the others.
     """
     found = {failure.rank for failure in incident if failure.rank in joining and failure.kind != "peer"}
     others = [failure for failure in incident if failure.rank not in found]
     hopeless = any(failure.kind == "unreachable" for failure in incident if failure.rank in found)
     needless = verdict(incident, before, tolerance) is not None or hopeless
-    return found if needless and verdict(others, before, tolerance) is None and len(found) <= surplus else set()
+    fine = verdict(others, before if at_work is None else at_work, tolerance) is None
+    return found if needless and fine and len(found) <= surplus else set()
 
 
 def kinds(incident: Incident) -> list[str]:

@@ -222,11 +222,11 @@ class RayGang:
         culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
         joining = [rank for rank, member in enumerate(self.seated) if not member.at_work]
         fewest = self.tolerance.min_workers if holding else self.crew.workers.at_least or self.wanted
-        empty = unfit(culprits, self.incidents, self.tolerance, joining, self.world_size - fewest)
+        counted = [one for one in self.incidents if not any(one is vain for vain in self.vain)]
+        empty = unfit(culprits, self.incidents, self.tolerance, joining, self.world_size - fewest, counted)
         others = [failure for failure in culprits if failure.rank not in empty]
         at_work = [failure for failure in others if failure.rank not in joining]
-        before = [one for one in self.incidents if one not in self.vain] if others == at_work else self.incidents
-        reason = verdict(others, before, self.tolerance)
+        reason = verdict(others, counted if others == at_work else self.incidents, self.tolerance)
         self.incidents.append(culprits)
         self.vain += [culprits] if holding and not at_work else []
         if reason is not None:

@@ -93,10 +93,12 @@ class Saver:
         self._thread.shutdown()
 
     def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], best: int) -> bool:
-        if name := spoiled(tensors):
-            self.warn(f"warning: no checkpoint of step {step} is written: {name} is not finite; older ones are kept")
-            return False
         try:
+            if name := spoiled(tensors):
+                self.warn(
+                    f"warning: no checkpoint of step {step} is written: {name} is not finite; older ones are kept"
+                )
+                return False
             self.checkpoints.save(step, tensors, meta, best)
             return True
         except (OSError, MemoryError) as error:

@@ -326,6 +326,14 @@ def test_who_can_not_begin_is_done_without(incident, before, joining, surplus, e
     assert unfit(incident, before, Tolerance(), joining, surplus) == empty
 
 
+def test_what_befell_those_who_only_joined_does_not_count_for_others() -> None:
+    "Not even if a rank at work dies with one that joins."
+    both, vain = [failure(0, "died"), failure(1, "died")], [[failure(1, "died")]] * 3
+    tolerance = Tolerance(max_restarts=1)
+    assert unfit(both, vain, tolerance, [1], 2) == set(), "where it does"
+    assert unfit(both, vain, tolerance, [1], 2, []) == {1}
+
+
 STARTS = st.lists(st.tuples(st.sampled_from([*KINDS, "user", "memory"]), st.integers(-1, 0)), min_size=1, max_size=4)
 
 

@@ -63,6 +63,23 @@ def test_a_run_that_begins_again_waits_for_a_machine_to_come_back(monkeypatch: p
     assert not isinstance(caught.value, UsageError), "the command was good"
 
 
+def test_a_run_that_begins_again_waits_for_all_that_come_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    "However short it waits for replacements."
+    ray, here = MagicMock(), Place("here", 0, "127.0.0.1")
+    ray.exceptions.RayError = RuntimeError
+    ray.cluster_resources.return_value = {"CPU": 2.0}
+    ray.get.return_value = here
+    ray.remote().return_value.options.return_value.remote = lambda *_: MagicMock()
+    monkeypatch.setattr(cluster.crew, "in_bundle", Mock())
+    for patience, seated in ((0.0, 1), (60.0, 2)):
+        looks = iter([[], [], []])
+        ray.wait = lambda answers, looks=looks, **_: (next(looks, answers[:1]), [])
+        workers = Workers(2, 0.0, "gloo", at_least=1, patience=patience)
+        crew = Crew(ray, workers, 0, Meeting("127.0.0.1", 1, ""), "logs")
+        crew.seat(2, 0.0)
+        assert [member.place for member in crew.seated] == [here] * seated
+
+
 def test_however_many_spares_a_long_run_loses_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
     "A machine with many of them too; but for one that can never start: of its kind there are only so many in a row."
     ray, lost = MagicMock(), RuntimeError("the machine was taken back")
