@@ -80,7 +80,7 @@ class Crew:
         workers = self.workers
         bundle = {"CPU": 1.0} | ({"GPU": workers.gpus_each} if workers.gpus_each else {})
         self._await_room({name: amount * count for name, amount in bundle.items()})
-        group, longest = self.ray.util.placement_group([bundle] * count), max(PLACEMENT_TIMEOUT, workers.patience)
+        group, longest = self.ray.util.placement_group([bundle] * count), workers.patience or PLACEMENT_TIMEOUT
         deadline = time.monotonic() + longest
         while not group.wait(1):  # in which no signal is heard
             if time.monotonic() > deadline:

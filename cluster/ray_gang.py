@@ -55,9 +55,7 @@ class RayGang:
         self.tolerance, self.notice, self.done = tolerance or Tolerance(), notice, done
         self.log_folder, self.generation = os.path.abspath(log_folder), 0
         self.incidents: list[Incident] = []
-        self.vain: list[
-            Incident
-        ] = []  # of them those of ranks that were only joining, at which no other's fault counts
+        self.vain: list[Incident] = []  # those of ranks that only joined: they count for others who join
         self.newest: set[Member] = set()
         processes = workers.count + self.tolerance.spares
         gpus = math.ceil(processes * workers.gpus_each)
@@ -222,13 +220,12 @@ class RayGang:
         culprits = list({f.rank: f for f in reversed(failures) if f.kind != "peer"}.values()) or [failures[0]]
         joining = [rank for rank, member in enumerate(self.seated) if not member.at_work]
         fewest = self.tolerance.min_workers if holding else self.crew.workers.at_least or self.wanted
-        counted = [one for one in self.incidents if not any(one is vain for vain in self.vain)]
-        empty = unfit(culprits, self.incidents, self.tolerance, joining, self.world_size - fewest, counted)
+        before = [*self.incidents, *self.vain]
+        empty = unfit(culprits, before, self.tolerance, joining, self.world_size - fewest, self.incidents)
         others = [failure for failure in culprits if failure.rank not in empty]
         at_work = [failure for failure in others if failure.rank not in joining]
-        reason = verdict(others, counted if others == at_work else self.incidents, self.tolerance)
-        self.incidents.append(culprits)
-        self.vain += [culprits] if holding and not at_work else []
+        reason = verdict(others, self.incidents if others == at_work else before, self.tolerance)
+        (self.incidents if at_work or not holding else self.vain).append(culprits)
         if reason is not None:
             raise WorkersFailed(failures, reason)
         gone = {self.seated[failure.rank] for failure in culprits if failure.kind != "peer"}

@@ -64,8 +64,9 @@ def run(cut=None):
 healthy = run()
 gang.start(job, 3)
 hit = run(cut=sys.argv[5:])
+incidents = [*gang.incidents, *gang.vain]
 print(json.dumps({"healthy": healthy, "hit": hit, "said": said, "hosts": [place.host for place in gang.places],
-                  "failures": [(one.rank, one.kind) for incident in gang.incidents for one in incident]}), flush=True)
+                  "failures": [(one.rank, one.kind) for incident in incidents for one in incident]}), flush=True)
 gang.close()
 """
 
