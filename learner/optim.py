@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from learner.errors import UsageError, did_you_mean
+from learner.errors import UsageError, UserError, did_you_mean
 from learner.optimizer import Groups, Optimizer, Rate, Reduce
 from learner.orthogonal import orthogonalized
 from learner.spans import Part, State
@@ -136,7 +136,14 @@ def SGD(
     nesterov: bool = False,
     reduce: Reduce = None,
 ) -> Optimizer:
-    "Stochastic gradient descent with torch's momentum and L2; without momentum it keeps no state."
+    """Stochastic gradient descent with torch's momentum and L2; without momentum it keeps no state.
+
+    UserError for `nesterov` without momentum, or with dampening: it would be something else.
+    """
+    if nesterov and (not momentum or dampening):
+        raise UserError(
+            f"momentum {momentum:g} with dampening {dampening:g} is none of Nesterov's: above 0, without dampening"
+        )
     hypers: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
     if not momentum:
         return Optimizer(params, [sgd_step], [l2], reduce, **hypers)
@@ -200,7 +207,7 @@ def _adaptive(
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
-    "nesterov": partial(SGD, nesterov=True),
+    "nesterov": partial(SGD, momentum=0.9, nesterov=True),
     "rmsprop": RMSProp,
     "adam": Adam,
     "adamw": AdamW,

@@ -28,12 +28,14 @@ def spread(value: Rate, n: int) -> list[Any]:
     """A hyperparameter's values for `n` groups of layers, from the first to the last, as fastai reads it.
 
     A number is everyone's; slice(low, high) rises geometrically; slice(high) is high for the last group and a tenth
-    of it for the others; a list has one for each.
+    of it for the others; a list has one for each. UserError for a slice from or to 0, or a list of others.
     """
     if isinstance(value, slice):
         low, high = value.start, value.stop
         if low is None:
             return [high / 10] * (n - 1) + [high]
+        if not (low > 0 and high > 0):
+            raise UserError(f"slice({low}, {high}) has no steps between: both must be above 0; freeze the others")
         return [low * (high / low) ** (i / (n - 1)) for i in range(n)] if n > 1 else [high]
     if isinstance(value, Sequence):
         if len(value) != n:

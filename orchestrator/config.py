@@ -20,7 +20,8 @@ def option(default: Any, text: str, group: str, metavar: str | None = None, choi
     return field(default=default, metadata={"help": text, "group": group, "metavar": metavar, "choices": choices})
 
 
-RATES = {"sgd": 0.1, "nesterov": 0.1, "rmsprop": 0.003, "adam": 0.003, "adamw": 0.003, "lamb": 0.01, "muon": 0.01}
+RATES = {"sgd": 0.1, "nesterov": 0.03, "rmsprop": 0.003, "adam": 0.003, "adamw": 0.003, "lamb": 0.01, "muon": 0.01}
+MOMENTUMS = {"sgd": 0.0, "nesterov": 0.9, "rmsprop": 0.0, "adam": 0.9, "adamw": 0.9, "lamb": 0.9, "muon": 0.95}
 
 DATA, MODEL, TRAIN, WHERE, FAULTS, RUN = "data", "model", "training", "devices", "faults", "run"
 
@@ -94,8 +95,8 @@ class Config:
     batch_size: int = option(128, "images per step over all workers (the global batch)", TRAIN, "N")
     lr: float | str = option(
         "own",
-        "peak learning rate for the global batch; auto: find it first; own: the optimizer's (0.1 for sgd and nesterov, "
-        "0.01 for lamb and muon, else 0.003)",
+        "peak learning rate for the global batch; auto: find it first; own: the optimizer's (0.1 for sgd, 0.03 for "
+        "nesterov, 0.01 for lamb and muon, else 0.003)",
         TRAIN,
         "RATE",
     )
@@ -105,7 +106,7 @@ class Config:
     schedule: str = option("one_cycle", "how the rate moves", TRAIN, choices=tuple(SCHEDULES))
     optimizer: str = option("sgd", "sgd, nesterov, rmsprop, adam, adamw, lamb or muon", TRAIN, "NAME")
     momentum: float | None = option(
-        None, "momentum, 0 to below 1; Adam's beta1 (default: none for SGD, 0.95 for Muon, else 0.9)", TRAIN, "M"
+        None, "momentum, 0 to below 1; Adam's beta1 (default: 0 for sgd and rmsprop, muon 0.95, else 0.9)", TRAIN, "M"
     )
     moms: str | None = option(None, "momentum along one cycle, as in fastai: 0.95,0.85,0.95", TRAIN, "A,B,C")
     weight_decay: float | None = option(None, "weight decay (default: the optimizer's own)", TRAIN, "WD")
@@ -201,15 +202,14 @@ class Config:
         self._require("cpus", _is_count(self.cpus), "1 or more, or a range MIN:MAX such as 2:8")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "at least 0 and below 1")
+        self._require("momentum", self.optimizer != "nesterov" or self.own_momentum > 0, "above 0 with nesterov")
         self._require("augmentation", self.augmentation is None or self.augment == "full", "used with --augment full")
         self._require("augmentation", bool(AUGMENTATION.fullmatch(self.augmentation or "")), "NAME=VALUE,NAME=LOW:HIGH")
         mixing = self.mixup or self.cutmix
         self._require("accumulate", self.accumulate == 1 or not mixing, "1 where MixUp or CutMix mix whole batches")
         for name in ("weight_decay", "clip_grad", "mixup", "cutmix"):
             self._require(name, 0 <= (getattr(self, name) or 0) < math.inf, "0 or more")
-        self._require(
-            "moms", self.moms is None or _three_momentums(self.moms), "three numbers from 0 to below 1: A,B,C"
-        )
+        self._require("moms", self.moms is None or _three_momentums(self.moms), "A,B,C, each above 0 and below 1")
         self._require("lr", self.lr == "auto" or (not isinstance(self.lr, str) and 0 < self.lr < math.inf),
                       "above 0, auto or own")  # fmt: skip
         self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
@@ -244,6 +244,11 @@ class Config:
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise UsageError(f"{flag(name)} {shown(getattr(self, name))} is not possible: it must be {rule}")
+
+    @property
+    def own_momentum(self) -> float:
+        "`momentum`, or the optimizer's own."
+        return MOMENTUMS.get(self.optimizer, 0.0) if self.momentum is None else self.momentum
 
     @property
     def momentums(self) -> tuple[float, float, float] | None:
@@ -283,7 +288,7 @@ def _is_count(cpus: int | str | None) -> bool:
 
 def _three_momentums(text: str) -> bool:
     parts = text.split(",")
-    return len(parts) == 3 and all(re.fullmatch(r"0?\.\d+|0", part) for part in parts)
+    return len(parts) == 3 and all(re.fullmatch(r"0?\.\d*[1-9]\d*", part) for part in parts)
 
 
 def flag(name: str) -> str:

@@ -62,6 +62,22 @@ PAIRS = {
 }
 
 
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"momentum": 0.9, "dampening": 0.1}])
+def test_what_is_not_nesterovs_is_refused_as_torch_does(options):
+    params = [Parameter(torch.zeros(2))]
+    with pytest.raises(UserError, match="is none of Nesterov's"):
+        SGD(params, 0.1, nesterov=True, **options)
+    with pytest.raises(ValueError, match="Nesterov"):
+        torch.optim.SGD(params, 0.1, nesterov=True, **options)
+
+
+@pytest.mark.parametrize("low_high", [(0, 1e-3), (1e-3, 0), (-1, 1)])
+def test_no_rates_are_spread_from_or_to_0(low_high):
+    with pytest.raises(UserError, match="both must be above 0"):
+        spread(slice(*low_high), 3)
+    assert spread(slice(1e-4, 1e-2), 3) == pytest.approx([1e-4, 1e-3, 1e-2])
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_equals_torch(name):
     for ours, theirs in zip(*run(*PAIRS[name])):

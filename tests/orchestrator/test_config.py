@@ -5,12 +5,14 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.errors import UsageError, shown
-from learner.optim import OPTIMIZERS
-from orchestrator.config import RATES, Config, flag
+from learner.module import Parameter
+from learner.optim import OPTIMIZERS, make_optimizer
+from orchestrator.config import MOMENTUMS, RATES, Config, flag
 
 FIELDS = {one.name: one for one in dataclasses.fields(Config)}
 INF, NAN = float("inf"), float("nan")
@@ -51,6 +53,23 @@ def test_each_optimizer_has_a_rate_that_stands_where_none_is_given() -> None:
         assert Config(optimizer=name).lr == Config(optimizer=name, lr="own").lr == rate
         assert Config(optimizer=name, lr=0.7).lr == 0.7
     assert Config().lr == 0.1, "the book's"
+
+
+def test_each_optimizer_has_the_momentum_of_its_own() -> None:
+    assert MOMENTUMS.keys() == OPTIMIZERS.keys()
+    for name, momentum in MOMENTUMS.items():
+        optimizer = make_optimizer(name, [Parameter(torch.zeros(3, 3))], None, None, None)
+        assert getattr(optimizer, "momentum", 0.0) == momentum == Config(optimizer=name).own_momentum
+        assert Config(optimizer=name, momentum=0.3).own_momentum == 0.3
+    with pytest.raises(UsageError, match="--momentum 0 is not possible: it must be above 0 with nesterov"):
+        Config(optimizer="nesterov", momentum=0)
+
+
+@pytest.mark.parametrize("moms", ["0,0.5,0.9", "0.9,0.5,1", "0.9,0.5", "0.9,.0,0.9"])
+def test_momentum_moves_between_0_and_1(moms: str) -> None:
+    assert Config(moms="0.95,.85,0.95").momentums == (0.95, 0.85, 0.95)
+    with pytest.raises(UsageError, match="it must be A,B,C, each above 0 and below 1"):
+        Config(moms=moms)
 
 
 @pytest.mark.parametrize("both", [{"lsuv": True, "init": "runs/a"}, {"body_lr": 0.1, "fine_tune": 1}])
