@@ -21,7 +21,7 @@ from cluster.stream import LocalBatches, dealt, own_bad
 from learner.batchnorm import batchnorms
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients
-from learner.callbacks.compile import Compile, first_line
+from learner.callbacks.compile import Compile, cause_of
 from learner.callbacks.ema import EMA
 from learner.callbacks.mix import Mix
 from learner.callbacks.outcomes import KeepOutcomes
@@ -216,7 +216,7 @@ class Worker(Replica):
         if not self.compile.failed(error):
             raise error
         if self.compile.shared:  # the others wait for this rank in the midst of the step: all begin it again
-            raise PeerLost(f"step {self.step} is begun again, uncompiled: {first_line(error)}") from error
+            raise PeerLost(f"step {self.step} is begun again, uncompiled: {cause_of(error)}") from error
         error.__traceback__ = error.__cause__ = error.__context__ = None  # frames hold memory, maybe all there is
         self._parts(batch)
 

@@ -25,11 +25,15 @@ def one_group(model: Module) -> list[list[Parameter]]:
 
 def body_and_head(model: Module) -> list[list[Parameter]]:
     "A splitter: everything before the last linear layer, and that layer; UserError where there is none."
+    head = _head(model).parameters()
+    return [[p for p in model.parameters() if p not in set(head)], head]
+
+
+def _head(model: Module) -> Linear:
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     if not linears:
-        raise UserError(f"{type(model).__name__} has no Linear layer to split off as its head; give your own splitter")
-    head = linears[-1].parameters()
-    return [[p for p in model.parameters() if p not in set(head)], head]
+        raise UserError(f"{type(model).__name__} has no Linear layer that would be its head; give your own splitter")
+    return linears[-1]
 
 
 def head_names(model: Module) -> list[str]:
@@ -40,7 +44,7 @@ def head_names(model: Module) -> list[str]:
 
 def replace_head(model: Module, n_out: int) -> Module:
     "Give `model` a new last linear layer, for `n_out` other classes, that has learnt nothing yet; the model."
-    head = [module for module in model.modules() if isinstance(module, Linear)][-1]
+    head = _head(model)
     fresh = Linear(head.weight.shape[1], n_out).to(head.weight.device, dtype=head.weight.dtype)
     head.weight, head.bias = fresh.weight, fresh.bias
     return model

@@ -69,14 +69,19 @@ class Learner:
     `dls` holds two iterables of batches (inputs, targets); `loss_func(preds, targets)` gives a scalar;
     `opt_func(parameters, lr=lr)` an optimizer, made anew by each `fit`; where `splitter` makes several groups of the
     model's layers, it is given those. While it runs, callbacks find in it `epoch`, `num` (of the batch in its epoch),
-    `global_step` (optimizer steps done), `batch`, `preds`, `loss`, `opt` and `dl`.
+    `global_step` (optimizer steps done), `batch`, `preds`, `loss`, `opt` and `dl`. They may set `forward`, a faster way
+    to what the model gives; `rows`, where the batch's samples stand in a larger one that it is a part of; `last_part`,
+    False where a later batch takes the step for this one too; and `loss_scale`, which gradients are to be too large by.
     """
 
     batch: tuple[Tensor, Tensor]
     preds: Tensor
     loss: Tensor
     opt: Optimizer
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor] | None = None
+    rows: Tensor | None = None
+    last_part = True
+    loss_scale = 1.0
 
     def __init__(
         self,
@@ -89,18 +94,17 @@ class Learner:
         splitter: Splitter = one_group,
     ) -> None:
         self.model, self.dls, self.loss_func, self.lr, self.opt_func = model, dls, loss_func, lr, opt_func
-        self.splitter, self.forward = splitter, model  # a callback may put a faster way to the same in its place
+        self.splitter = splitter
         self.epoch = self.num = self.global_step = self.n_epochs = 0
-        self.rows: Tensor | None = None  # where the batch's samples stand in a larger batch that it is a part of
-        self.loss_scale = 1.0
-        self.last_part = True  # False: keep the gradients, a later batch takes the step for this one too
         self.dl: Iterable[tuple[Tensor, Tensor]] = ()
         self.cbs: list[Callback] = []
         for cb in cbs:
             self.add_cb(cb)
 
     def add_cb(self, cb: Callback) -> None:
-        "Attach a callback."
+        "Attach a callback; UserError for a class of them."
+        if isinstance(cb, type):
+            raise UserError(f"{cb.__name__} is a class, and no callback by itself: give {cb.__name__}()")
         cb.learner = self
         self.cbs = sorted([*self.cbs, cb], key=lambda one: one.order)
 
@@ -189,7 +193,7 @@ class Learner:
 
     def predict(self) -> None:
         "Inputs to `preds`."
-        self.preds = self.forward(self.batch[0])
+        self.preds = (self.forward or self.model)(self.batch[0])
 
     def get_loss(self) -> None:
         "`preds` and targets to `loss`."

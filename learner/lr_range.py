@@ -15,7 +15,7 @@ class RangeTest:
     smoothing, steps = 0.9, 100
 
     def __init__(self, start: float = 1e-6, end: float = 10.0, n_steps: int = steps) -> None:
-        self.planned = [start * (end / start) ** (i / (n_steps - 1)) for i in range(n_steps)]
+        self.planned = [start * (end / start) ** (i / max(1, n_steps - 1)) for i in range(n_steps)]
         self.losses: list[float] = []
         self.smoothed: list[float] = []
         self.diverged = False
@@ -86,7 +86,8 @@ def slide(lrs: Sequence[float], losses: Sequence[float], width: int = 15, thresh
 
     fastai's interval slide rule, by Novetta.
     """
-    slopes = [(losses[min(i + 1, len(losses) - 1)] - losses[max(i - 1, 0)]) / 2 for i in range(len(losses))]
+    around = [(max(i - 1, 0), min(i + 1, len(losses) - 1)) for i in range(len(losses))]
+    slopes = [(losses[after] - losses[before]) / max(1, after - before) for before, after in around]
     for right in range(len(losses) - 1, width - 1, -1):
         if abs(slopes[right] - slopes[right - width]) <= threshold:
             return lrs[right - width]

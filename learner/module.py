@@ -180,7 +180,10 @@ class Module:
         return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        "Move the tree's tensors in place to a device, and the floating-point ones to a dtype; optimizers still fit."
+        """Move the tree's tensors in place to a device, and the floating-point ones to a dtype.
+
+        Optimizers still fit, but one with a state of another dtype: make it anew.
+        """
         for _, tensor in self._named_tensors():
             new_type = dtype if tensor.is_floating_point() else None
             tensor.data = tensor.data.to(device=device, dtype=new_type)

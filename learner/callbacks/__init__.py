@@ -7,6 +7,7 @@ from learner.callbacks.compile import Compile
 from learner.callbacks.ema import EMA
 from learner.callbacks.fine_tune import FineTune, fine_tune
 from learner.callbacks.lr_finder import LRFinder, lr_find
+from learner.callbacks.mix import Mix
 from learner.callbacks.one_cycle import OneCycle
 from learner.callbacks.precision import MixedPrecision
 from learner.callbacks.progress import Progress
@@ -21,6 +22,7 @@ __all__ = [
     "Compile",
     "FineTune",
     "LRFinder",
+    "Mix",
     "MixedPrecision",
     "OneCycle",
     "Progress",

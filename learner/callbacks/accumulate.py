@@ -13,7 +13,8 @@ from learner.module import Parameter
 class Accumulate(Callback):
     """Take a step every `n_batches`, with the mean gradient over all their samples: as if they were one batch.
 
-    Batches need not be of one size. What an epoch has left over at its end makes a smaller step.
+    Batches need not be of one size. What an epoch has left over at its end makes a smaller step. The loss is to be a
+    mean over samples that all count alike: of weighted classes, each batch's weights would count as much.
     """
 
     order = -15  # before SetupLearner, which draws by rows

@@ -54,7 +54,7 @@ class Compile(Callback):
     def _forget(self) -> None:
         "Code is kept by the function that it was made of, which may be another learner's too."
         torch.compiler.reset()
-        forward, loss = self.plain
+        forward, loss = self.plain[0] or self.model, self.plain[1]
         # torch compiles functions, and lets each have code for so many kinds of arguments
         self.fast = self._compiled(lambda *args: forward(*args)), self._compiled(lambda *args: loss(*args))
         self.ready: set[tuple[Any, ...]] = set()
@@ -127,7 +127,7 @@ class Compile(Callback):
         self.off = True
         torch.compiler.reset()
         self.learner.preds = self.learner.loss = torch.empty(0)  # what is done again needs the memory of their graph
-        self._say(first_line(error))
+        self._say(cause_of(error))
 
     def _put(self, functions: tuple[Any, ...]) -> None:
         self.learner.forward, self.learner.loss_func = functions
@@ -163,7 +163,7 @@ class Compile(Callback):
         torch.autograd.grad(self.loss * self.loss_scale, parameters, allow_unused=True)
 
 
-def first_line(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     "What an error comes to, in a sentence: compilers wrap the cause into many."
     lines = [line.strip() for line in f"{error}".splitlines() if line.strip()] or [""]
     told = next((line for line in lines if not line.endswith("raised:")), lines[0])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from learner.callbacks.activations import ActivationStats
 from learner.callbacks.progress import Progress
 from learner.callbacks.track import TrackResults
 from learner.learner import Callback, CancelEpochException, CancelFitException, Learner
@@ -80,10 +81,14 @@ def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def lr_find(learn: Learner, start: float = 1e-6, end: float = 10.0, n_steps: int = RangeTest.steps) -> LRFinder:
     """Test rates from `start` to `end` on `learn`, over as many epochs as `n_steps` steps take; see LRFinder.
 
-    Without table and bars. Afterwards the learner is as it was before, and trains as if nothing had been.
+    Without table, bars and records. Afterwards the learner is as it was before, and trains as if nothing had been.
     """
-    finder, quiet = LRFinder(start, end, n_steps), (Progress, TrackResults)
+    finder, quiet = LRFinder(start, end, n_steps), (ActivationStats, Progress, TrackResults)
+    kept = {cb: _copy(cb.state_dict()) for cb in learn.cbs}  # a fit begins some of it anew, such as an average
     with learn.added(finder):
         learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, quiet)]
         learn.fit(n_steps)  # an epoch is a step or more, and the finder ends the fit
+    for cb, state in kept.items():
+        if state:
+            cb.load_state_dict(state)
     return finder

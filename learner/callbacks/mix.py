@@ -7,6 +7,7 @@ from torch import Tensor
 
 from learner.data.mix import MixConfig, blend, mix_images, mix_targets, pairs
 from learner.dropout import dropouts, set_keys
+from learner.errors import UserError
 from learner.learner import Callback
 from learner.memory import send
 
@@ -15,7 +16,8 @@ class Mix(Callback):
     """Replace a training batch by its mixture: targets become soft, (n, n_classes) float32.
 
     The batch is the whole global batch, unless `place` tells which rows `mine` are out of how many; then the batch has
-    the rows `needed` for them (the learner's `rows` say which could be loaded), of which only mine are left.
+    the rows `needed` for them (the learner's `rows` say which could be loaded), of which only mine are left. UserError
+    where a batch is a part of another, as with Accumulate, which this can't mix.
     """
 
     order = -5  # after SetupLearner, so that a partner is the picture that it is in its own row
@@ -29,6 +31,8 @@ class Mix(Callback):
         if not self.model.training:
             return
         x, y = self.batch
+        if self.rows is not None and self.place is None:
+            raise UserError("a part of a batch can't be mixed: leave Accumulate out, or Mix")
         rows = torch.arange(len(y)) if self.rows is None else self.rows
         mine, n = self.place or (range(len(y)), len(y))
         own, other = pairs(rows, mine, n)
@@ -38,6 +42,10 @@ class Mix(Callback):
         soft = mix_targets(y[own_there], y[other_there], drawn, x.shape[-1], self.n_classes)
         self.learner.batch, self.learner.rows = (images, soft), rows[own]
         self._keep_keys(own_there)
+
+    def cleanup_batch(self) -> None:
+        "A batch by itself is the whole one."
+        self.learner.rows = None
 
     def _keep_keys(self, own: Tensor) -> None:
         "Leave Dropout the keys of the samples that are left."

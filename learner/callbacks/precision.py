@@ -57,6 +57,10 @@ class MixedPrecision(Callback):
         "Leave autocast if the batch was cancelled within it."
         self._leave()
 
+    def cleanup_fit(self) -> None:
+        "What trains without this callback has no scale."
+        self.learner.loss_scale = 1.0
+
     def _leave(self) -> None:
         if self.context is not None:
             self.context.__exit__(None, None, None)

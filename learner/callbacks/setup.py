@@ -10,6 +10,7 @@ from learner.data.augment import Augment
 from learner.data.normalize import Normalize
 from learner.data.warp import Warp
 from learner.dropout import Dropout, dropouts, sample_keys, set_keys
+from learner.errors import UserError
 from learner.learner import Callback
 from learner.memory import send
 
@@ -19,8 +20,8 @@ class SetupLearner(Callback):
 
     Batches arrive as uint8 (n, h, w, channels); the model gets float32 (n, channels, size, size). Without `device`
     this is the GPU if there is one; without `normalize`, that is what the loaders' `prepare` makes of the first
-    training batch (a DataBlock's batch transforms), or Normalize with that batch's statistics. The masks of Dropout
-    come from `seed`, the step and the samples' rows.
+    training batch (a DataBlock's batch transforms), or Normalize with that batch's statistics: UserError if another
+    comes before. The masks of Dropout come from `seed`, the step and the samples' rows.
     """
 
     order = -10
@@ -48,6 +49,8 @@ class SetupLearner(Callback):
         if self.augment is not None:
             xb = self.augment(xb, self.model.training, self.global_step, self.rows)
         if self.normalize is None:
+            if not self.model.training:
+                raise UserError("nothing is known to normalise by, before a training batch: fit, or give `normalize`")
             self.normalize = (getattr(self.dls, "prepare", None) or Normalize.of)(xb)
         self.learner.batch = self.normalize(xb), send(yb, self.device)
         if self.model.training and any(layer.p for layer in self.dropouts):

@@ -193,6 +193,15 @@ def test_a_second_fit_goes_on_from_the_weights_with_a_new_optimizer_and_count() 
     assert torch.equal(one.model.weight, other.model.weight) and not torch.equal(one.model.weight, after_first)
 
 
+def test_another_model_can_be_put_in_its_place() -> None:
+    one, twice = learner(), learner()
+    one.fit(1)
+    one.model = Line()
+    one.fit(1)
+    twice.fit(1)
+    assert torch.equal(one.model.weight, twice.model.weight)
+
+
 def test_validation_has_no_gradients_and_changes_nothing() -> None:
     seen: list[tuple[bool, bool, bool]] = []
 

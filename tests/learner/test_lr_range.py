@@ -86,6 +86,15 @@ def test_a_plateau_a_fall_and_a_rise_suggest_a_rate_within_the_fall() -> None:
         assert 1e-4 < suggestion < 1, name
 
 
+def test_one_rate_is_a_test_too() -> None:
+    assert RangeTest(0.1, 1.0, 1).planned == [0.1]
+
+
+def test_on_a_straight_line_all_slopes_are_alike() -> None:
+    rates, losses = [float(i) for i in range(40)], [1 - 0.02 * i for i in range(40)]
+    assert slide(rates, losses) == rates[-1 - 15]
+
+
 def test_the_rules_on_curves_whose_answers_are_plain() -> None:
     lrs = [10.0**n for n in range(-7, 0)]
     assert minimum(lrs, [3, 3, 2, 1, 0, 1, 9]) == lrs[4] / 10

@@ -7,14 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from learner.callbacks import Accumulate
 from learner.callbacks.mix import Mix
+from learner.callbacks.outcomes import KeepOutcomes
 from learner.callbacks.setup import SetupLearner
 from learner.data.augment import draws
+from learner.data.loader import DataLoaders
 from learner.data.mix import Blend, MixConfig, blend, kept, mix_images, mix_targets, needed, pairs, partners
 from learner.data.normalize import Normalize
 from learner.data.warp import AugmentConfig, Warp
 from learner.dropout import Dropout
-from learner.errors import UsageError
+from learner.errors import UsageError, UserError
+from learner.layers import Linear
 from learner.learner import Learner
 from learner.module import Module
 
@@ -24,10 +28,14 @@ configs = st.sampled_from([MixConfig(mixup=0.2), MixConfig(cutmix=1.0), BOTH, Mi
 
 
 class Net(Module):
-    "Nothing but a Dropout that can be looked into."
+    "A Dropout that can be looked into, and a layer behind it."
 
     def __init__(self) -> None:
         self.dropout = Dropout(0.5)
+        self.linear = Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.dropout(x.mean((2, 3))))
 
 
 def batch(n: int, side: int = 12) -> tuple[Tensor, Tensor]:
@@ -93,6 +101,17 @@ def test_without_a_place_the_batch_is_the_whole() -> None:
     alone = prepared(x, y, BOTH, None, None)  # type: ignore[arg-type]
     whole = prepared(x, y, BOTH, torch.arange(9), (range(9), 9))
     assert torch.equal(alone.batch[0], whole.batch[0]) and torch.equal(alone.batch[1], whole.batch[1])
+
+
+def test_batches_of_any_length_are_mixed_one_after_the_other_but_no_parts_of_one() -> None:
+    x, y = batch(9)
+    data = DataLoaders([(x[:4], y[:4]), (x[4:8], y[4:8]), (x[8:], y[8:])], [(x[:3], y[:3])])
+    cbs: list = [SetupLearner("cpu", Normalize.of(x), seed=0), Mix(BOTH, CLASSES, 0), KeepOutcomes(4)]
+    learner = Learner(Net(), data, cbs=cbs)
+    learner.fit(1)
+    assert learner.rows is None and len(learner.cbs[-1].take()) == 3  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="leave Accumulate out"):
+        Learner(Net(), data, cbs=[*cbs, Accumulate(2)]).fit(1)
 
 
 def test_validation_is_not_mixed() -> None:

@@ -130,13 +130,24 @@ def test_mixed_precision_trains_nearly_as_full(precision, tolerance) -> None:
 
     train = batches([16, 16], torch.float32)
     ours, theirs = model(dtype=torch.float32), model(dtype=torch.float32)
-    mixed = fit(ours, train, cbs=[MixedPrecision(precision), See()])
+    mixing = MixedPrecision(precision)
+    mixed = fit(ours, train, cbs=[mixing, See()])
     fit(theirs, train)
     assert set(kinds) == {(torch.float32, torch.float32)}
     for a, b in zip(ours.parameters(), theirs.parameters()):
         assert a.dtype is torch.float32 and not torch.equal(a, b)
         assert_close(a, b, rtol=tolerance, atol=tolerance)
-    assert mixed.loss_scale == (2.0**16 if precision == "fp16" else 1.0)
+    assert mixing.scale == (2.0**16 if precision == "fp16" else 1.0)
+    assert mixed.loss_scale == 1, "what trains without it later has none"
+
+
+def test_finding_a_rate_leaves_the_average_as_it_was() -> None:
+    ema = EMA(0.9)
+    learner = fit(model(), batches([8, 8]), cbs=[ema])
+    before = {name: tensor.clone() for name, tensor in ema.state_dict().items()}
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
+    lr_find(learner, n_steps=8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ema.state_dict().items())
 
 
 def test_a_step_whose_gradients_overflow_is_skipped_and_the_scale_halved() -> None:
