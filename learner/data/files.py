@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,25 @@ EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp"
 def image_files(root: str | Path) -> list[str]:
     """All image files below `root`, sorted, so that every machine has the same order; hidden ones are left out.
 
-    os.scandir knows from the directory what is a file, and asks the disk for nothing else. Links to folders are not
-    followed. Raises UsageError where a folder can't be read.
+    os.scandir knows from the directory what is a file, and asks the disk for nothing else. Links to folders are
+    followed, but not to one that the link itself lies in. Raises UsageError where a folder can't be read.
     """
     found: list[str] = []
-    folders = [os.fspath(root)]
+    folders: list[tuple[str, tuple[str, ...]]] = [(os.fspath(root), ())]  # and from where links led there
     while folders:
+        folder, left = folders.pop()
         try:
-            with os.scandir(folders.pop()) as entries:
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(printable_path(entry.path))
+                        folders.append((printable_path(entry.path), left))
+                    elif entry.is_symlink() and entry.is_dir():
+                        above = (*left, os.path.realpath(folder))
+                        there = os.path.join(os.path.realpath(entry.path), "")
+                        if not any(os.path.join(one, "").startswith(there) for one in above):
+                            folders.append((printable_path(entry.path), above))
                     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                         found.append(printable_path(entry.path))
         except OSError as error:
@@ -143,6 +149,11 @@ def list_files(
         raise UsageError(f"{source} is no folder; pass one that holds train/CLASS/*.jpg and valid/CLASS/*.jpg")
     root = Path(source)
     files = sorted(map(str, get_items(root)))
+    if len(set(files)) < len(files):
+        twice = next(file for file, after in pairwise(files) if file == after)
+        raise UsageError(
+            f"get_items names {len(files) - len(set(files))} files twice, the first {twice}; once is the most"
+        )
     if not files:
         raise UsageError(f"{source} has no images ({', '.join(sorted(EXTENSIONS))}); is it the right folder?")
     above = os.path.join(root, "")
@@ -154,6 +165,8 @@ def check_parts(parts: Parts, names: Sequence[str]) -> Parts:
     for part, what in zip(parts, ("train", "validate")):
         if not len(part):
             raise UsageError(f"none of {len(names)} images is left to {what}; split them otherwise")
+    if strays := [i for i in chain(*parts) if not 0 <= i < len(names)]:
+        raise UsageError(f"the splitter names image {strays[0]}; they are numbered from 0 to {len(names) - 1}")
     if twice := [i for i, n in Counter(chain(*parts)).items() if n > 1]:
         raise UsageError(f"the splitter names {len(twice)} images twice, the first {names[twice[0]]}; once is the most")
     return parts

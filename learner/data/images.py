@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,24 +33,21 @@ class BadImage(UserError):
         return type(self), (self.file, self.reason)
 
 
-def decode(file: str, size: int, max_ratio: float = math.inf, channels: int = 3) -> NDArray[np.uint8]:
+def decode(file: str, size: int, channels: int = 3) -> NDArray[np.uint8]:
     """The image squashed to a square, uint8 (size, size, channels), whatever its mode: grey, palette, CMYK ...
 
-    With 3 `channels` it is in colour, with 1 in grey. Of one that is longer than `max_ratio` times its other side, the
-    ends are cut off first: 1 keeps every aspect, 4/3 is what fastai's RandomResizedCrop validates on, infinity (the
-    default) squashes it all. A JPEG is decoded at a half, quarter or eighth where that is still twice the target or
-    more: the bicubic filter then sees enough pixels that nobody can tell. It is resized by `resized`, what has no loss
-    by Pillow. Raises BadImage for a file that is missing, empty, truncated, not an image, or so large that it must be
-    an attack.
+    With 3 `channels` it is in colour, with 1 in grey. A JPEG is decoded at a half, quarter or eighth where that is
+    still twice the target or more: the bicubic filter then sees enough pixels that nobody can tell. It is resized by
+    `resized`, what has no loss by Pillow. As in fastai, it stays as it lies in the file: how the camera was held, which
+    EXIF may tell, is not asked. Raises BadImage for a file that is missing, empty, truncated, not an image, of numbers
+    that are no brightness, or so large that it must be an attack.
     """
     convert = converter(channels)
     with _opened(file) as image:
         _shrink(image, size)
-        box = centre_box(image.width, image.height, max_ratio)
         if not isinstance(image, JpegImageFile):
-            return pixels_of(convert(image).resize((size, size), Image.Resampling.BICUBIC, box))
-        left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
-        return resized(pixels_of(convert(image))[None, top:bottom, left:right], size)[0]
+            return pixels_of(convert(image).resize((size, size), Image.Resampling.BICUBIC))
+        return resized(pixels_of(convert(image))[None], size)[0]
 
 
 def resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -108,12 +104,6 @@ def is_grey(pixels: Any) -> bool:
     return bool((pixels == pixels[..., :1]).all())
 
 
-def centre_box(width: float, height: float, max_ratio: float) -> tuple[float, float, float, float]:
-    "The middle of a picture, no longer than `max_ratio` (1 or more) times its other side: left, top, right, bottom."
-    x, y = max(0.0, width - height * max_ratio) / 2, max(0.0, height - width * max_ratio) / 2
-    return x, y, width - x, height - y
-
-
 def _check_area(image: Image.Image) -> None:
     # Pillow warns, and refuses only twice as much; to turn its warning into an error is not safe in threads
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -133,7 +123,12 @@ def to_grey(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    "Any mode as RGB: 16-bit grey is scaled to 8 bits, transparency laid over white."
+    """Any mode as RGB: 16-bit grey is scaled to 8 bits, transparency laid over white.
+
+    ValueError for floating-point and 32-bit numbers, as TIFF may have them: nobody knows which of them is white.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("its numbers are floating-point or have 32 bits, not 8 or 16, so that none is known as white")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

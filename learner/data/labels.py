@@ -8,6 +8,7 @@ import posixpath
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -137,11 +138,13 @@ def read_table(file: str | Path) -> Table:
     "Read a CSV file whose first line names the columns; UsageError if it is none, or has two rows for one file."
     try:
         with opened(file, LIST_LIMIT) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
-            header, *lines = [row for row in csv.reader(text) if row] or [[]]
+            header, *lines = [row for row in csv.reader(text) if any(map(str.strip, row))] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
     if len(header) < 2:
-        raise UsageError(f"{file} is no table: its first line must name the columns, such as path,label")
+        raise UsageError(f"{file} is no table: its first line must name the columns, with commas between: path,label")
+    if twice := [name for name, after in pairwise(sorted(name.strip() for name in header[1:])) if name == after]:
+        raise UsageError(f"{file} has two columns {twice[0]!r}; rename one")
     rows: dict[str, list[str]] = {}
     for row in lines:
         name = tidy(row[0])

@@ -81,11 +81,11 @@ def _resolve(data: str, path: Path, cache: Path, progress: Progress) -> Path:
 
 def _from_file(archive: Path, cache: Path, progress: Progress) -> Path:
     "Unpack a local archive; one that was changed since is another archive."
-    archive = archive.resolve()
     if not archive.name.lower().endswith(ARCHIVES):
         raise UsageError(f"{archive} is a file but no archive: --data takes a folder or one of {', '.join(ARCHIVES)}")
+    name, archive = archive.name, archive.resolve()
     stat = archive.stat()
-    target = cache / _key(archive.name, f"{archive}|{stat.st_size}|{stat.st_mtime_ns}")
+    target = cache / _key(name, f"{archive}|{stat.st_size}|{stat.st_mtime_ns}")
     return _top(made(target, partial(extract, archive, progress=progress), progress))
 
 

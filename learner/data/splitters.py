@@ -79,10 +79,20 @@ def _first(wanted: Sequence[str], folders: Collection[str]) -> str | None:
 
 
 def automatic(seed: int, fraction: float = 0.2) -> Splitter:
-    "By grandparent folder where there is train/ or valid/ or one named alike, else at random."
+    """By grandparent folder where there is train/ or valid/ or one named alike, else at random.
+
+    UsageError where such folders lie deeper, beside or below others: at random, what is to validate might train.
+    """
 
     def split(names: Sequence[str], get_y: Labeller) -> Parts:
-        return grandparent(names, get_y) if has_parts(names) else at_random(fraction, seed)(names, get_y)
+        if has_parts(names):
+            return grandparent(names, get_y)
+        if hidden := next((name for name in names if PART_NAMES.intersection(name.lower().split("/")[:-1])), None):
+            raise UsageError(
+                f"which images validate is not clear: {hidden} lies in a part's folder, but below one that others are "
+                "not in; name the folder above such folders (--data), or split otherwise (random:0.2)"
+            )
+        return at_random(fraction, seed)(names, get_y)
 
     return split
 

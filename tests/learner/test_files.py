@@ -15,7 +15,9 @@ from learner.data.files import (
     list_files,
     open_split,
     parent_label,
+    split_files,
 )
+from learner.data.splitters import at_random
 from learner.errors import UsageError
 
 
@@ -49,11 +51,33 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     assert relative(image_files(tmp_path), tmp_path) == ["a/1.jpg"]
 
 
-def test_links_to_files_count_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
-    touch(tmp_path, ["a/1.jpg", "a/b/2.jpg"])
-    (tmp_path / "a/3.jpg").symlink_to(tmp_path / "a/1.jpg")
-    (tmp_path / "a/b/loop").symlink_to(tmp_path / "a")
-    assert relative(image_files(tmp_path), tmp_path) == ["a/1.jpg", "a/3.jpg", "a/b/2.jpg"]
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, ["data/a/1.jpg", "data/a/b/2.jpg", "elsewhere/4.jpg", "elsewhere/more/5.jpg"])
+    root = tmp_path / "data"
+    (root / "a/3.jpg").symlink_to(root / "a/1.jpg")
+    (root / "a/b/loop").symlink_to(root / "a")
+    (root / "c").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to("../data")
+    (tmp_path / "elsewhere/more/other").symlink_to(root / "a/b")
+    names = ["a/1.jpg", "a/3.jpg", "a/b/2.jpg", "c/4.jpg", "c/more/5.jpg", "c/more/other/2.jpg"]
+    assert relative(image_files(root), root) == names
+
+
+def test_what_comes_twice_or_from_nowhere_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, [f"{name}/{i}.jpg" for name in "ab" for i in range(2)])
+    with pytest.raises(UsageError, match=r"names 4 files twice, the first .*a/0\.jpg"):
+        split_files(tmp_path, lambda root: image_files(root) * 2, splitter=at_random(0.5, 0))
+    for stray in (-1, 4):
+        with pytest.raises(UsageError, match=f"names image {stray}; they are numbered from 0 to 3"):
+            split_files(tmp_path, splitter=lambda names, get_y, stray=stray: ([0, 2], [stray]))
+
+
+@pytest.mark.parametrize("name", ["data/train/a/1.jpg", "a/val/1.jpg", "b/Test/1.jpg"])
+def test_parts_that_are_not_on_top_are_not_split_at_random_unless_asked(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, [name, *(f"{folder}/{i}.jpg" for folder in ("x", "y") for i in range(5))])
+    with pytest.raises(UsageError, match=f"not clear: {name} lies in a part's folder"):
+        open_split(tmp_path, seed=0)
+    assert len(split_files(tmp_path, splitter=at_random(0.2, 0)).valid) == 2
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

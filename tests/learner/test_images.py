@@ -55,7 +55,6 @@ PICTURES = {
     "cmyk jpeg": (solid("CMYK", (0, 51, 255, 51)), "jpg", (204, 163, 0)),
     "16 bits": (solid("I;16", 40000), "png", (40000 / 257,) * 3),
     "16-bit tiff": (solid("I;16", 40000), "tif", (40000 / 257,) * 3),
-    "32 bits": (solid("I", 40000), "tif", (40000 / 257,) * 3),
     "bitmap": (solid("RGB", RGB), "bmp", RGB),
     "pixmap": (solid("RGB", RGB), "ppm", RGB),
 }
@@ -211,6 +210,16 @@ def test_any_channel_of_a_grey_picture_is_that_picture_in_grey(tmp_path: Path, e
     colour, grey = decode(file, 16), decode(file, 16, channels=1)
     assert is_grey(colour)
     np.testing.assert_array_equal(colour[..., :1], grey)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_numbers_that_are_no_brightness_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5).astype(kind)).save(tmp_path / "x.tif")
+    with pytest.raises(BadImage, match=r"x\.tif is no readable image: its numbers are floating-point or have 32 bits"):
+        decode(str(tmp_path / "x.tif"), 8)
+    wide = np.full((4, 5), 40_000, np.uint16)
+    Image.fromarray(wide).save(tmp_path / "x.tif")
+    assert (decode(str(tmp_path / "x.tif"), 8) == 40_000 >> 8).all()
 
 
 def test_one_pixel_of_colour_is_no_grey(tmp_path: Path) -> None:

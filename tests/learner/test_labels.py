@@ -118,6 +118,8 @@ def test_files_that_the_table_lacks_are_counted(tmp_path: Path) -> None:
         (b"", "is no table: its first line must name the columns"),
         (b"path\na.jpg\n", "is no table"),
         (b"path,label\na.jpg,x\na.jpg,y\n", "has two rows for a.jpg"),
+        (b"path;label\na.jpg;x\n", "with commas between"),
+        (b"path,label, label\na.jpg,x,y\n", "has two columns 'label'"),
         (b"path,label\na.jpg\n", "has 1 values for a.jpg, but 2 columns"),
         (b"path,label\n\xff.jpg,x\n", "can't be read: .*utf-8"),
     ],
