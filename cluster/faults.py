@@ -8,12 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import getpid
 
-import torch
-
 from cluster.comms import PeerLost, Unreachable
 from cluster.messages import Chunk, Report
 from cluster.pulse import Life
-from learner.errors import UserError
+from learner.errors import UserError, lacks_memory
 
 PATIENCE = 10.0  # a rank that says nothing for so long is gone: its pulse comes five times a second
 ABSENCE = 1.7  # ... on another machine: it is down, or can't be reached, and no connection says so; known within 2
@@ -67,6 +65,7 @@ class Failure:
     ) -> Failure:
         "The failure of this process."
         kind = next((name for of, name in KINDS.items() if isinstance(error, of)), "error")
+        kind = "memory" if lacks_memory(error) else kind
         message = str(error) if kind in ("nan", "user") else f"{type(error).__name__}: {error}"
         return cls(rank, socket.gethostname(), getpid(), kind, message, traceback.format_exc(), step, report, whole)
 
@@ -104,7 +103,6 @@ KINDS: dict[type[BaseException] | tuple[type[BaseException], ...], str] = {  # o
     UserError: "user",
     PeerLost: "peer",
     Unreachable: "unreachable",
-    (torch.OutOfMemoryError, MemoryError): "memory",
 }
 
 

@@ -17,7 +17,7 @@ from cluster.faults import TOO_LARGE, Failure, WorkersFailed
 from cluster.messages import Chunk, Job, Report
 from cluster.worker import Worker
 from learner.cores import usable_cores
-from learner.errors import UserError
+from learner.errors import UserError, lacks_memory
 from learner.memory import keep_memory
 
 
@@ -93,7 +93,9 @@ def enough_memory() -> Iterator[None]:
     "Where memory, the GPU's or this process's, is not enough herein, say what to do: UserError."
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
         raise UserError(f"there is not enough memory: {error}; {TOO_LARGE}") from error
 
 
@@ -113,7 +115,8 @@ class LocalGang:
         keep_memory()
         with enough_memory():
             self.worker = Worker(job, Solo(), torch.device(device), seat.threads)
-        seat.log_file(log_folder).write_text(f"{seat} on {device}: in the driver's process, which has the terminal\n")
+        with open(seat.log_file(log_folder), "a") as log:  # of a run that is resumed, it has what befell it before
+            log.write(f"{seat} on {device}: in the driver's process, which has the terminal\n")
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[list[Report]]:
         "See Gang."

@@ -18,7 +18,7 @@ from learner.finite import spoiled_gradients, spoiled_outputs
 from learner.optimizer import SkipStep
 from learner.statistics import Statistics
 
-ADVICE = "lower --lr, let --lr auto find one, or choose another --on-nan (skip, rollback)"
+ADVICE = "begin anew with a lower --lr, or auto, or go on with another --on-nan (stop, skip, rollback)"
 
 
 def files_of(job: Job, epoch: int, batch: int, rank: int = 0, world_size: int = 1) -> list[str]:

@@ -33,6 +33,7 @@ SETTINGS = {  # instead of Ray's own, with which a run gives way to all else on 
     "RAY_worker_niceness": "0",  # at 15, a worker beside other programs has a few percent of a core
     "RAY_memory_monitor_refresh_ms": "0",  # kills workers where 95% of all memory is used, by whomever
     "RAY_worker_oom_score_adjustment": "200",  # at 1000, the system ends a worker when another program takes all memory
+    "RAY_task_events_report_interval_ms": "0",  # for a dashboard that nobody starts, Ray remembers 100,000 messages
     "RAY_local_fs_capacity_threshold": "1",  # of a disk that is 95% full, Ray would take nothing
 }
 TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

@@ -36,6 +36,15 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def lacks_memory(error: BaseException) -> bool:
+    "Whether it says that memory is not enough: Python's, a GPU's, or as torch has it on CPUs, without a class."
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     "' (did you mean X?)' for the known name that is nearest, or nothing."
     close = difflib.get_close_matches(name, list(known), 1)

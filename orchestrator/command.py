@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from learner.errors import UsageError, UserError, printable
+from learner.errors import UsageError, UserError, lacks_memory, printable
 from orchestrator.stop import Interrupted, too_late
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def command(
     """`read` the command line of `python -m orchestrator.NAME` and `run` what it asks for.
 
     `kept` says what is left of one that was cut short. The exit code: 0 done, 1 failed, 2 asked for the impossible,
-    130 Ctrl-C; SIGTERM ends the process with 143, the end of its terminal (SIGHUP, but under nohup) with 129.
+    130 Ctrl-C, 141 nobody reads on what is printed; SIGTERM ends the process with 143, the end of its terminal (SIGHUP,
+    but under nohup) with 129.
     """
     arguments = sys.argv[1:] if argv is None else argv
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -66,14 +68,23 @@ def command(
     except KeyboardInterrupt:
         print(f"\ninterrupted: workers are stopped, {kept}", file=sys.stderr)
         return 130
-    except UserError as error:
+    except (UserError, MemoryError, RuntimeError, OSError) as error:
+        return _end_by(error, kept, debug)
+
+
+def _end_by(error: Exception, kept: str, debug: bool) -> int:
+    "Say what was wrong, if it is nothing of ours; the exit code."
+    if isinstance(error, UserError):
         told = [str(error), *_notes(error)]
         text = ("\n" if "\n" in told[0] else "; ").join(told)
         return _fail(text, 2 if isinstance(error, UsageError) else 1, debug)
-    except MemoryError as error:
+    if lacks_memory(error):
         return _fail(f"there is not enough memory: {error}; lower --size or --batch-size; {kept}", 1, debug)
-    except OSError as error:
+    if isinstance(error, BrokenPipeError) and _reader_has_left():
+        return 128 + signal.SIGPIPE
+    if isinstance(error, OSError):
         return _fail(_told_of_the_system(error, kept), 1, debug)
+    raise error
 
 
 def _told_of_the_system(error: OSError, kept: str) -> str:
@@ -98,6 +109,16 @@ def _refuse_lost_place() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise UsageError("the folder that this is called in was removed: cd to one that is there") from None
+
+
+def _reader_has_left() -> bool:
+    "Whether who reads what is printed here (head, less) has enough; then what is left for it is let go of."
+    reader = select.poll()
+    reader.register(1, 0)
+    left = any(event & select.POLLERR for _, event in reader.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return left
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from learner.errors import UsageError
 from orchestrator.config import RANGE, Config
@@ -39,7 +39,10 @@ def choose(config: Config, visible: int) -> Devices:
     devices = _choose(config, visible)
     if config.min_workers > devices.count:
         raise UsageError(f"--min-workers {config.min_workers} is more than there are to be: {devices.count}")
-    return devices
+    if config.spares and config.local:
+        raise UsageError(f"--spares {config.spares}: --local is one worker in this process; drop one of the two")
+    at_least = devices.at_least and max(devices.at_least, config.min_workers)
+    return replace(devices, at_least=at_least, in_process=devices.in_process and not config.spares)
 
 
 def _choose(config: Config, visible: int) -> Devices:

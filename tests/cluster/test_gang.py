@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import cluster.crew
 import cluster.gang
 from cluster.crew import Crew, Workers
-from cluster.faults import WorkersFailed
-from cluster.gang import LocalGang, Seat
+from cluster.faults import Failure, WorkersFailed
+from cluster.gang import LocalGang, Seat, enough_memory
 from cluster.meeting import Meeting
 from cluster.messages import Chunk, Job, Report
 from cluster.worker_process import Place
@@ -162,6 +162,15 @@ def test_a_state_in_the_midst_of_an_update_is_nothing_to_go_on_with(
     with pytest.raises(WorkersFailed):
         list(gang.stream([CHUNKS[True]]))
     assert gang.salvage() is None
+
+
+def test_torch_says_of_a_processors_memory_too_that_it_is_not_enough() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert Failure.of(0, caught.value).kind == "memory"
+    assert Failure.of(0, RuntimeError("another")).kind == "error"
+    with pytest.raises(UserError, match=r"^there is not enough memory"), enough_memory():
+        raise caught.value
 
 
 @pytest.mark.parametrize("error", [MemoryError("9 GiB"), torch.OutOfMemoryError("9 GiB")])

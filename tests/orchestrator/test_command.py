@@ -33,6 +33,7 @@ NO_SPACE = OSError(28, "No space left on device")
             1,
             "error: there is not enough memory: Unable to allocate 9 GiB; lower",
         ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "error: there is not enough memory: "),
         (OSError(30, "Read-only", "/a"), 1, "error: Read-only: /a; have its disk take what is written again, or name"),
         (OSError(27, "File too large", "/a"), 1, "error: File too large: /a; allow larger files (ulimit -f); epochs"),
         (NO_SPACE, 1, "error: No space left on device; make room, or name another disk with --runs DIR; "),
@@ -50,6 +51,25 @@ def test_exit_codes(error, code: int, said: str, debug: bool, capsys: pytest.Cap
     assert said in err
     assert ("Traceback" in err) == (debug and isinstance(error, Exception))
     assert debug or err.startswith(said)
+
+
+def test_who_reads_no_further_ends_it_without_a_word() -> None:
+    code = "from orchestrator.command import command; import sys\n"
+    code += "sys.exit(command('predict', lambda _: [print(i) for i in range(10**5)], [], lambda *_: None))"
+    start = [sys.executable, "-c", code]
+    with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, "")
+
+
+def test_a_pipe_of_its_own_that_broke_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: Any) -> None:
+        raise BrokenPipeError(32, "Broken pipe", "the store's")
+
+    assert command("launch", run, []) == 1
+    assert capsys.readouterr().err.startswith("error: Broken pipe: the store's")
 
 
 def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
