@@ -118,8 +118,11 @@ def new_second(folder: Path) -> int:
 
 
 def add_pictures(run: Path, pictures: Mapping[str, Image]) -> None:
-    "Put pictures, by their tags, into the TensorBoard of a run that is finished."
-    board = Board(run / "tensorboard", print)
+    """Put pictures, by their tags, beside the TensorBoard of a run, which may still be training.
+
+    Beside, since TensorBoard never goes back to a file of a folder once there is a later one.
+    """
+    board = Board(run / "tensorboard" / "pictures", print)
     for tag, picture in pictures.items():
         board.picture(tag, picture)
     board.close()

@@ -189,7 +189,8 @@ def one_pass(
     workers fail.
     """
     tally, done, epoch = place.tally or Tally(), place.batch, place.epoch
-    wanted = plan.n_train if train else plan.n_valid
+    wanted, part = (plan.n_train, "training") if train else (plan.n_valid, "validation")
+    due = tally.seen + max(0, wanted - done * plan.batch_size)  # images may be others than before a pause
     try:
         for reports in gang.stream(plan.chunks(train, epoch, pace, done, stop)):
             tally.add(reports)
@@ -202,15 +203,15 @@ def one_pass(
                 told = ", ".join(map(str, steps))
                 tracker.fault(f"skipped: step{'s' * (len(steps) > 1)} {told}, of a loss or gradient that is not finite")
         if len(tally.bad_images) == wanted:
-            which = "training" if train else "validation"
-            raise UserError(f"no image of the {which} set could be read; see bad_images.csv")
+            raise UserError(f"no image of the {part} set could be read; see bad_images.csv")
+        if train and done == plan.train_batches and tally.spoiled and not tally.count:
+            raise NotFinite(f"all steps of epoch {epoch} had to be skipped, since none was finite; {ADVICE}")
     except UserError as failed:
         raise Stopped(Place(epoch, done, tally), failed) from failed
     if done < (plan.train_batches if train else plan.valid_batches):
         raise Stopped(Place(epoch, done, tally))
-    seen = tally.count + tally.spoiled + len(tally.bad_images)
-    if seen != wanted:
-        raise UserError(f"epoch {epoch} counted {seen} samples instead of {wanted}: this is a bug, please report it")
+    if tally.seen != due:
+        raise UserError(f"epoch {epoch} counted {tally.seen} samples instead of {due}: this is a bug, please report it")
     if not train and not math.isfinite(loss := tally.totals["loss"]):
         tracker.fault(f"the validation of epoch {epoch} came to a loss of {loss}, no finite number; training goes on")
     return tally

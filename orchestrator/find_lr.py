@@ -29,6 +29,7 @@ def run(config: Config) -> dict[str, float | None]:
             "that run's weights"
         )
     with open_session(replace(config, autoresume=False)) as session:
+        (session.folder.path / LR_CURVE).touch()  # whatever becomes of it, there is no run to go on with
         test = session.range_test()
         best, found = suggestion(test), suggest(test)
         session.show_range_test(test, best)

@@ -116,7 +116,8 @@ def _keep(course: Course, stopped: Stopped, stop: Stop) -> NoReturn:
         told = f"stopped in epoch {stopped.place.epoch}: {GO_ON if saved else _where_to_go_on(course.session)}"
         raise Interrupted(stop.code, told + (printable(f"\nmeanwhile, {cause}") if cause else "")) from None
     if saved:
-        cause.add_note(f"all completed steps are saved: {GO_ON}")
+        way = "--resume last goes on behind them" if not_finite(cause) else GO_ON
+        cause.add_note(f"all completed steps are saved: {way}")
     if isinstance(cause, Spoiled):
         files = files_of(course.session.job, *divmod(cause.step, course.session.plan.train_batches))
         cause = Spoiled(cause.what, cause.step, some(files))

@@ -47,7 +47,7 @@ def run(arguments: dict[str, Any]) -> Path:
     print(columns(pair_rows(examined.run.classes, most_confused(examined.confusion, 10))))
     examined.mention_bad()
     print(f"\nin {folder}: {', '.join(f'{name}.png and .csv' for name in shown)}")
-    print(f"look at it: {tensorboard_command()} --logdir {examined.run.path}")
+    print(f"look at it: {tensorboard_command(examined.run.path)}")
     return folder
 
 

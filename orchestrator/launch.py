@@ -29,11 +29,13 @@ def run(config: Config) -> dict[str, Any]:
     from orchestrator.summary import conclude
 
     seen, rollbacks = list[Incident](), 0
-    begun = config
+    begun, what = config, ""
     while True:
         try:
             with open_session(begun, again=begun is not config) as session:
                 begun = replace(config, resume=str(session.folder.path), autoresume=True)  # whatever is left of it
+                if what:
+                    session.tracker.log_fault(what)
                 row = fit(session)
             break
         except UserError as error:

@@ -80,8 +80,8 @@ class LoadedRun:
         "The run in the directory `place`, or in the newest of its version_N directories that has a model."
         path = find_model(place)
         about = read_about(path / ABOUT)
-        statistics = about.pop("normalize")
-        normalize = Normalize(tuple(statistics["mean"]), tuple(statistics["std"]))
+        normalize = read_normalize(path / ABOUT, about)
+        del about["normalize"]
         return cls(path=path, classes=tuple(about.pop("classes")), normalize=normalize, **about)
 
     def __str__(self) -> str:
@@ -152,12 +152,20 @@ def read_about(file: Path) -> dict[str, Any]:
         if not holds(about[name]):
             shown = textwrap.shorten(repr(about[name]), 60)
             raise UsageError(f"{file}: {name} is {shown}; it must be {rule}; {REMEDY}")
-    mean, std, channels = about["normalize"]["mean"], about["normalize"]["std"], about["channels"]
-    if not len(mean) == len(std) == channels or min(std) <= 0:
-        raise UsageError(f"{file}: normalize must be {channels} numbers each, one a channel, std above 0; {REMEDY}")
+    read_normalize(file, about)
     if about["presize"] < about["size"]:
         raise UsageError(f"{file}: presize {about['presize']} is below size {about['size']}; {REMEDY}")
     return {name: about[name] for name in RULES}
+
+
+def read_normalize(file: Path, about: Mapping[str, Any]) -> Normalize:
+    "How pictures of so many channels are normalised, by two of a file's entries; UsageError where they don't say."
+    channels, saved = about.get("channels"), about.get("normalize") or {}
+    if channels not in (1, 3) or not _are_statistics(saved) or not len(saved["mean"]) == len(saved["std"]) == channels:
+        raise UsageError(f"{file}: normalize must be a mean and a std of a number for each channel, 1 or 3; {REMEDY}")
+    if min(saved["std"]) <= 0:
+        raise UsageError(f"{file}: normalize has a std that is not above 0; {REMEDY}")
+    return Normalize(tuple(saved["mean"]), tuple(saved["std"]))
 
 
 def read_object(file: Path) -> dict[str, Any]:

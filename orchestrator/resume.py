@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from cluster.checkpoint import Checkpoint, Checkpoints, spoiled
+from cluster.messages import Job
 from learner.data.files import Split
 from learner.errors import UsageError, printable, shown
 from learner.reading import expanded
 from orchestrator.config import Config, flag
 from orchestrator.driver import Place, Plan
-from orchestrator.loaded_run import CONFIG, read_object
+from orchestrator.loaded_run import CONFIG, read_normalize, read_object
 from orchestrator.run_folder import HISTORY, LR_CURVE, versions
+from orchestrator.summary import absolute
 from orchestrator.tally import Tally
 
 CHECKPOINTS = "checkpoints"
@@ -153,20 +155,36 @@ def newest_run(parent: Path) -> Path | None:
 
 def _refuse_changes(config: Config, run: Path) -> None:
     before = read_object(run / CONFIG)
-    changed = [name for name, value in dataclasses.asdict(config).items() if before.get(name, value) != value]
+    now = {**dataclasses.asdict(config), "data": absolute(config.data)}
+    before |= {"data": absolute(f"{before.get('data', config.data)}")}
+    changed = [name for name, value in now.items() if before.get(name, value) != value]
     if strict := [name for name in changed if name not in FREE]:
-        name, now = strict[0], getattr(config, strict[0])
-        what = f"with {flag(name)} {shown(before[name])}, not {now}"
-        if type(now) is bool:
-            what = f"{'without' if now else 'with'} {flag(name)}"
-        raise UsageError(
-            f"{run} was begun {what}; resume it with the same options, or leave --resume out to begin anew"
-        )
+        told = ", and ".join(_difference(name, before[name], getattr(config, name)) for name in strict)
+        way = "--autoresume" if config.resume is None else "--resume"
+        raise UsageError(f"{run} was begun {told}; resume it with the same options, or leave {way} out to begin anew")
 
 
-def found_data(split: Split, plan: Plan, root: Path) -> dict[str, Any]:
-    "What a run has to find again where it goes on: config.json has it."
-    return {"classes": split.vocab.classes, "steps_per_epoch": plan.train_batches, "images": split.digest(root)}
+def _difference(name: str, before: Any, now: Any) -> str:
+    if type(now) is bool:
+        return f"{'without' if now else 'with'} {flag(name)}"
+    return f"with {flag(name)} {shown(before)}, not {now}"
+
+
+def found_data(split: Split, plan: Plan, root: Path, job: Job) -> dict[str, Any]:
+    "What a run has to find again where it goes on, and how it sees pictures: config.json has it."
+    found = {"classes": split.vocab.classes, "steps_per_epoch": plan.train_batches, "images": split.digest(root)}
+    return {**found, "channels": job.channels, "normalize": job.normalize.as_json()}
+
+
+def seen_as_before(run: Path, job: Job) -> Job:
+    """The job, with pictures as the run in that directory was begun with, where config.json says so.
+
+    Images that came or went since, or another model in the place that --init names, would change them in its midst.
+    """
+    before = read_object(run / CONFIG).get("found")
+    if not isinstance(before, dict) or not {"channels", "normalize"} <= before.keys():
+        return job
+    return dataclasses.replace(job, channels=before["channels"], normalize=read_normalize(run / CONFIG, before))
 
 
 def check_data(run: Path, found: Mapping[str, Any]) -> None:

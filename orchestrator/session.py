@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from orchestrator.resume import (
     find_run,
     found_data,
     newest_checkpoint,
+    seen_as_before,
     standing_of,
 )
 from orchestrator.run_folder import RunFolder
@@ -153,36 +155,41 @@ def prepared(config: Config, again: bool) -> Iterator[Prepared]:
     check_optimizer(config.optimizer)
     devices = visible_devices(config)
     check_batch_size(config, devices)
+    parent = expanded(config.runs) / (config.name or default_name(config))
+    run = find_run(config, parent)
     root, block = open_data(config)
     split = block.open(root)
     job, plan = make_job(config, split), make_plan(config, split)
-    started_from = ""
-    if config.init is not None:
-        job, started_from = start_from(config.init, job, split.vocab.classes)
-    parent = expanded(config.runs) / (config.name or default_name(config))
-    run, found = find_run(config, parent), found_data(split, plan, root)
     if run:
-        check_data(run, found)
+        check_data(run, found_data(split, plan, root, job))
     checkpoint = newest_checkpoint(run, config.autoresume) if run else None
+    job, started_from = _started(config, job, split, run if checkpoint else None)
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
     folder = RunFolder(run) if run else RunFolder.create(parent)
     try:
         folder.claim()
         if run:
             folder.sweep()  # first: on a full disk, what was reserved there is the room to go on in
-        if not again:
-            report_configuration(config, devices, split, plan, folder, job.channels, found)
+        found = found_data(split, plan, root, job)
+        report_configuration(config, devices, split, plan, folder, job.channels, found, quiet=again)
         job = dataclasses.replace(job, store=make_store(config, split, job.channels))
         if started_from:
             print(started_from, end="\n\n")
         if run:
             folder.write_history(standing.rows)
-            print(f"going on at step {checkpoint.step if checkpoint else 0}\n")
+            print(f"going on at step {checkpoint.step if checkpoint else 0} of {plan.steps}\n")
         yield Prepared(devices, split, job, plan, folder, run is not None, checkpoint, standing)
     finally:
         if not run:
             folder.remove_unless_begun()
         folder.release()
+
+
+def _started(config: Config, job: Job, split: Split, run: Path | None) -> tuple[Job, str]:
+    "The job with what it starts from, and a sentence on that; or as `run`, which is resumed, has it."
+    if run:
+        return seen_as_before(run, job), ""
+    return start_from(config.init, job, split.vocab.classes) if config.init is not None else (job, "")
 
 
 @contextmanager
@@ -202,12 +209,15 @@ def open_session(config: Config, again: bool = False) -> Iterator[Session]:
         try:
             print(f"starting {ready.devices} ...\n", flush=True)
             gang = make_gang(ready.job, ready.devices, config, folder.logs, tracker.fault, phases.done, again=again)
-            tracker.phases = phases
+            tracker.phases = None if again else phases
             saver = Saver(Checkpoints(folder.path / CHECKPOINTS, config.keep), tracker.terminal.write)
             try:
                 if checkpoint:
                     load(gang, checkpoint)
                 yield Session(config, ready.split, ready.job, ready.plan, folder, tracker, gang, saver, ready.standing)
+            except UserError as error:
+                tracker.log_fault(f"{error}")
+                raise
             finally:
                 saver.close()
                 gang.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -11,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from learner.data.files import Split
+from learner.reading import expanded
 from orchestrator.config import Config
 from orchestrator.devices import Devices
 from orchestrator.driver import Plan
 from orchestrator.run_folder import RunFolder
+
+
+def absolute(data: str) -> str:
+    "What --data says, a path from the root on: wherever a run is resumed or looked at, it means the same."
+    path = expanded(data)
+    return os.path.realpath(path) if os.path.exists(path) else data  # which says no of what can be no path
 
 
 def default_name(config: Config) -> str:
@@ -31,8 +40,9 @@ def report_configuration(
     folder: RunFolder,
     channels: int,
     found: Mapping[str, Any],
+    quiet: bool = False,
 ) -> None:
-    "Print the resolved configuration and save it as config.json, with what was `found` of the data."
+    "Print the resolved configuration, if not `quiet`, and save it as config.json, with what was `found` of the data."
     smallest = config.batch_size // devices.count
     largest = -(-config.batch_size // devices.count)
     resolved = {
@@ -46,9 +56,13 @@ def report_configuration(
         "steps": plan.steps,
         "run_directory": str(folder.path),
     }
-    chosen = dataclasses.asdict(config)
+    chosen = {**dataclasses.asdict(config), "data": absolute(config.data)}
     folder.write_json("config.json", {**chosen, "resolved": resolved, "found": found})
+    if quiet:
+        return
     told = {name: value for name, value in {**chosen, **resolved}.items() if value is not None}
+    told["classes"] = ", ".join([f"{len(split.vocab)}: {split.vocab.classes[0]}", *split.vocab.classes[1:6]])
+    told["classes"] += " ..." if len(split.vocab) > 6 else ""
     width = max(map(len, told))
     for name, value in told.items():
         print(f"{name:<{width}} {value}")
@@ -62,7 +76,8 @@ def conclude(config: Config, folder: RunFolder, row: dict[str, Any], n_bad: int)
     done = row["epoch"] + 1
     print(f"\naccuracy {row['accuracy']:.4f} on the validation set after {done} epoch{'s' if done > 1 else ''}")
     print(f"run directory: {folder.path}")
-    print(f"look at it:    {tensorboard_command()} --logdir {config.runs}")
+    below = folder.path.absolute().is_relative_to(expanded(config.runs).absolute())
+    print(f"look at it:    {tensorboard_command(Path(config.runs) if below else folder.path)}")
 
 
 def unreadable(n: int) -> str:
@@ -70,11 +85,15 @@ def unreadable(n: int) -> str:
     return "1 unreadable image was" if n == 1 else f"{n} unreadable images were"
 
 
-def tensorboard_command() -> str:
-    "What starts TensorBoard from where the user stands."
+def tensorboard_command(folder: Path) -> str:
+    "What starts TensorBoard on a folder from where the user stands."
+    return shlex.join([*_tensorboard(), "--logdir", str(folder)])
+
+
+def _tensorboard() -> list[str]:
     if shutil.which("tensorboard"):
-        return "tensorboard"
+        return ["tensorboard"]
     beside = Path(sys.executable).with_name("tensorboard")
     if not beside.exists():
-        return f"{sys.executable} -m tensorboard.main"
-    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
+        return [sys.executable, "-m", "tensorboard.main"]
+    return [str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)]

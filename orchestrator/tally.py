@@ -58,6 +58,11 @@ class Tally:
         "Samples seen by all ranks."
         return round(self.totals["count"])
 
+    @property
+    def seen(self) -> int:
+        "Samples that all ranks have gone through, those of steps that were skipped and unreadable ones too."
+        return self.count + self.spoiled + len(self.bad_images)
+
     def as_json(self) -> dict[str, Any]:
         "For a checkpoint: a copy, which does not change while it is written and more reports come."
         ranks = {"samples": {**self.samples}, "seconds": {rank: {**parts} for rank, parts in self.seconds.items()}}

@@ -150,8 +150,12 @@ class Tracker:
 
     def fault(self, text: str) -> None:
         "Note a fault that was made up for."
+        self.terminal.write(f"fault {self.faults + 1}: {text}")
+        self.log_fault(text)
+
+    def log_fault(self, text: str) -> None:
+        "Note what the terminal is told by others: in logs/faults.log, and in TensorBoard."
         self.faults += 1
-        self.terminal.write(f"fault {self.faults}: {text}")
         self.record("faults.log", self.folder.add_fault, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
         self.board.renew()
         self.board.add("text", self.faults, "faults", text)

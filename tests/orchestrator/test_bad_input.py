@@ -297,12 +297,12 @@ def test_what_is_noticed_late_is_not_saved(
 ) -> None:
     "On a GPU workers do not look before each step; the driver does when all is spoiled."
     monkeypatch.setattr(FiniteGuard, "look", lambda guard, params: None)
-    wanted = r"the loss became (nan|inf) at step [1-3] \(learning rate .*\), in the batch of /.* more; lower --lr"
+    wanted = r"the loss became (nan|inf) at step [1-3] \(learning rate .*\), in the batch of /.* more; begin anew with"
     refused(here(*small, "--lr", "1e30"), 1, wanted)
     assert list(tmp_path.rglob("history.csv")) and not list(tmp_path.rglob("step_*"))
 
 
-def test_a_rollback_halves_the_rate(here: Here, small: list[str]) -> None:
+def test_a_rollback_halves_the_rate(here: Here, small: list[str], tmp_path: Path) -> None:
     ended = here(*small, "--lr", "1e30", "--on-nan", "rollback", "--max-restarts", 2)
     rates = re.findall(r"the loss became (?:nan|inf) at step [1-3] \(learning rate (\S+)\)", ended.err)
     assert ended.code == 1
@@ -310,11 +310,18 @@ def test_a_rollback_halves_the_rate(here: Here, small: list[str]) -> None:
     assert [float(a) / float(b) for a, b in pairwise(rates)] == pytest.approx([2, 2], rel=1e-3)
     assert ended.err.count("back to the last checkpoint, at half the rate") == 2
     assert ended.out.count("run_directory") == 1, "what the run is is said once"
+    (log,) = tmp_path.rglob("faults.log")
+    assert [log.read_text().count(what) for what in ("the loss became", "back to the last")] == [3, 2]
 
 
 def test_steps_can_be_skipped(here: Here, small: list[str]) -> None:
     ended = here(*small, "--lr", "1e30", "--on-nan", "skip")
     assert ", of a loss or gradient that is not finite" in ended.out
+
+
+def test_a_run_that_skips_all_steps_comes_to_an_end(here: Here, small: list[str]) -> None:
+    ended = here(*small, "--lr", "1e30", "--on-nan", "skip", "--epochs", 4)
+    refused(ended, 1, "all steps of epoch 1 had to be skipped", "begin anew with a lower --lr")
 
 
 def test_a_validation_without_finite_numbers(

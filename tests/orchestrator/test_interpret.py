@@ -60,7 +60,7 @@ def test_each_picture_is_a_file_and_in_tensorboard(folder, trained, name) -> Non
         picture.load()
         assert min(picture.size) > 100
         assert len(set(picture.convert("L").tobytes())) > 10
-    events = EventAccumulator(str(trained / "tensorboard"))
+    events = EventAccumulator(str(trained / "tensorboard" / "pictures"))
     events.Reload()
     assert f"interpret/{name}" in events.Tags()["images"]
 

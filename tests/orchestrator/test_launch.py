@@ -88,7 +88,8 @@ def test_the_configuration_is_resolved_printed_and_saved(runs: dict[str, Run], n
     wanted |= {"steps_per_epoch": 7, "steps": 14, "run_directory": str(run.path)}
     assert config["resolved"].items() >= wanted.items()
     before = run.out[: run.out.index("train_loss")]
-    for key, value in {**wanted, "arch": "simple_cnn_bn", "batch_size": 8}.items():
+    names = ", ".join(json.loads((run.path / "model.json").read_text())["classes"])
+    for key, value in {**wanted, "arch": "simple_cnn_bn", "batch_size": 8, "classes": f"4: {names}"}.items():
         assert re.search(rf"^{key} +{re.escape(str(value))}$", before, re.MULTILINE), f"{key}, before training"
 
 

@@ -1,6 +1,7 @@
 "A run that was stopped anywhere and resumed is the run that never stopped: weights, history and TensorBoard."
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,6 +26,7 @@ from cluster.gang import LocalGang
 from learner.errors import UserError
 from orchestrator.launch import main
 from orchestrator.run_folder import RunFolder
+from orchestrator.session import Session
 
 OPTIONS = ["--epochs", "3", "--batch-size", "8", "--size", "16", "--arch", "simple_cnn_bn", "--momentum", "0.9",
            "--augment", "--ema", "0.9", "--local", "--name", "run"]  # fmt: skip
@@ -181,7 +184,7 @@ def test_a_save_in_the_midst_of_an_epoch_is_where_a_run_goes_on(
     for later in range(step + 1, 10):
         shutil.rmtree(tmp_path / "run" / "version_0" / "checkpoints" / f"step_{later}")
     assert launch(data, tmp_path, "--resume", "last") == 0
-    assert f"going on at step {step}\n" in capsys.readouterr().out
+    assert f"going on at step {step} of 9\n" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
 
 
@@ -266,15 +269,23 @@ def test_workers_that_all_die_while_they_load_begin_again(data, uninterrupted, t
         patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
         assert launch(data, tmp_path) == 130
     call, deaths = LocalGang.call, [NoneLeft([Failure(0, "host", 7, "died", "gone")])]
+    run = tmp_path / "run" / "version_0"
+    started = (run / "startup.json").read_text()
 
     def die_once(gang: LocalGang, method: str, *args: Any) -> Any:
         if method == "load" and deaths:
             raise deaths.pop()
+        if method == "load":
+            (run / "config.json").unlink()
         return call(gang, method, *args)
 
     monkeypatch.setattr(LocalGang, "call", die_once)
     assert launch(data, tmp_path, "--resume", "last") == 0
     assert "all begin again at the newest checkpoint" in capsys.readouterr().err
+    log = (run / "logs" / "faults.log").read_text()
+    assert "(host host, pid 7): gone" in log and "no worker is left: all begin again" in log
+    assert (run / "config.json").exists(), "it was gone, and is known to whoever began again"
+    assert (run / "startup.json").read_text() == started, "of the start of the command"
     assert_same(tmp_path, uninterrupted)
 
 
@@ -386,6 +397,64 @@ def test_a_rate_that_was_looked_for_since_is_no_run_to_go_on_with(data, uninterr
     assert launch(data, tmp_path, "--autoresume") == 0
     assert "version_0" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
+
+
+def test_nor_is_one_that_was_looked_for_in_vain(data, tmp_path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
+        assert launch(data, tmp_path) == 130
+    where = ["--data", str(data), "--runs", str(tmp_path), "--data-dir", str(data.parent / "cache")]
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "range_test", Mock(side_effect=KeyboardInterrupt))
+        assert orchestrator.find_lr.main([*OPTIONS, *where]) == 130
+    assert (tmp_path / "run" / "version_1").exists()
+    assert launch(data, tmp_path, "--autoresume") == 0
+    assert "/version_0\n" in capsys.readouterr().out
+
+
+def seen(run: Path) -> Any:
+    return json.loads((run / "model.json").read_text())["normalize"]
+
+
+def test_pictures_are_normalised_as_before_though_images_went(data, uninterrupted, tmp_path, monkeypatch) -> None:
+    copy, run = Path(shutil.copytree(data, tmp_path / "data")), tmp_path / "run" / "version_0"
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
+        assert launch(copy, tmp_path) == 130
+    (copy / "train" / "dark" / "0.png").unlink()
+    assert launch(copy, tmp_path, "--resume", "last") == 0
+    assert seen(run) == seen(uninterrupted / "run" / "version_0")
+    assert launch(copy, tmp_path, "--name", "anew") == 0
+    assert seen(run) != seen(tmp_path / "anew" / "version_0"), "or this shows nothing"
+    config = run / "config.json"
+    config.write_text(config.read_text().replace('"std": [', '"std": [-'))
+    assert launch(copy, tmp_path, "--resume", "last") == 2
+
+
+def test_a_run_needs_what_it_started_from_no_more(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    before = Path(shutil.copytree(uninterrupted / "run", tmp_path / "before"))
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
+        assert launch(data, tmp_path, "--init", str(before), "--seed", "7") == 130
+    shutil.rmtree(before)
+    assert launch(data, tmp_path, "--init", str(before), "--seed", "7", "--resume", "last") == 0
+    assert seen(tmp_path / "run" / "version_0") == seen(uninterrupted / "run" / "version_0")
+
+
+def test_a_path_is_the_same_however_it_is_written(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(data.parent)
+    assert launch(Path("data0/../data0"), tmp_path, "--resume", "last") == 0, capsys.readouterr().err
+    config = json.loads((tmp_path / "run" / "version_0" / "config.json").read_text())
+    assert config["data"] == str(data)
+
+
+def test_all_that_is_other_than_before_is_named_before_data_are_looked_for(uninterrupted, capsys) -> None:
+    more = "--resume", str(uninterrupted / "run"), "--lr", "0.5", "--epochs", "4"
+    assert launch(Path("s3://no.where"), uninterrupted, *more) == 2
+    said = capsys.readouterr().err
+    parts = "was begun with --data /", "and with --epochs 3, not 4", "and with --lr 0.1, not 0.5; resume it"
+    assert all(part in said for part in parts), said
 
 
 def test_what_a_killed_driver_has_reserved_is_free_before_anything_is_written(
