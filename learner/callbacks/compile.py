@@ -45,6 +45,7 @@ class Compile(Callback):
         "Begin with no code."
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, str(expanded(value)) if value.startswith("~") else value)
+        torch._inductor.config.cpp_cache_precompile_headers = False  # torch 2.11 heeds no variable there
         self.modules, self.layers = list(self.model.modules()), dropouts(self.model)
         self.norms = batchnorms(self.model)
         self.off, self.said, self.plain = False, set[str](), (self.learner.forward, self.learner.loss_func)

@@ -339,6 +339,7 @@ def test_the_compiler_has_a_folder_of_its_own(start: Start, full: Job) -> None:
         os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
         assert start(replace(full, compile="on"), "cpu").worker.compile is not None
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(Path.home()))
+        assert not torch._inductor.config.cpp_cache_precompile_headers, "which go below /tmp"
         assert Compile.backend == "inductor"
 
 
