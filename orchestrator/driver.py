@@ -18,7 +18,7 @@ from learner.data.sizes import Sizes
 from learner.errors import UserError
 from learner.optimizer import spread
 from learner.schedule import SCHEDULES, fine_tuning, fine_tuning_momentum, one_cycle_momentum
-from orchestrator.tally import Tally
+from orchestrator.tally import Tally, spoiled_steps
 from orchestrator.tracker import Tracker
 
 SAVE_EVERY = 60.0  # seconds after which a checkpoint is due in the midst of an epoch, too
@@ -154,6 +154,10 @@ class Spoiled(NotFinite):
         self.what, self.step = what, step
 
 
+class AllSkipped(NotFinite):
+    "No step of an epoch came to anything: there is nothing behind it to go on from."
+
+
 class Replicas(UserError):
     "Ranks that should hold the same numbers do not."
 
@@ -205,7 +209,7 @@ def one_pass(
         if len(tally.bad_images) == wanted:
             raise UserError(f"no image of the {part} set could be read; see bad_images.csv")
         if train and done == plan.train_batches and tally.spoiled and not tally.count:
-            raise NotFinite(f"all steps of epoch {epoch} had to be skipped, since none was finite; {ADVICE}")
+            raise AllSkipped(f"all steps of epoch {epoch} had to be skipped, since none was finite; {ADVICE}")
     except UserError as failed:
         raise Stopped(Place(epoch, done, tally), failed) from failed
     if done < (plan.train_batches if train else plan.valid_batches):
@@ -223,12 +227,6 @@ def refuse_nan(reports: Sequence[Report]) -> None:
     for step in spoiled_steps(reports):
         loss, rate = reports[0].losses[step - chunk.step], chunk.hypers[step - chunk.step]["lr"]
         raise Spoiled(f"the loss became {loss} at step {step} (learning rate {rate:g})", step)
-
-
-def spoiled_steps(reports: Sequence[Report]) -> list[int]:
-    "The steps of a chunk whose loss is no finite number, those without samples apart."
-    first, known = reports[0].chunk.step, zip(reports[0].batches["loss"], reports[0].counts)
-    return [first + number for number, (loss, count) in enumerate(known) if count and not math.isfinite(loss)]
 
 
 class Due:

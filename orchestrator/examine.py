@@ -17,13 +17,12 @@ from learner.data.splitters import grandparent, has_parts
 from learner.data.warp import AugmentConfig
 from learner.errors import UsageError, UserError
 from learner.interpret import Outcomes
-from learner.reading import expanded
 from orchestrator.build import check_batch_size, make_gang, open_data, visible_devices
 from orchestrator.command_line import EXAMINE
 from orchestrator.config import Config
 from orchestrator.driver import Pace, Plan
 from orchestrator.loaded_run import CONFIG, LoadedRun
-from orchestrator.summary import unreadable
+from orchestrator.summary import absolute, unreadable
 from orchestrator.terminal import Terminal
 
 Bad = list[tuple[str, str]]
@@ -87,7 +86,7 @@ def configured(run: LoadedRun, given: Mapping[str, Any]) -> tuple[Config, bool]:
         raise UsageError(f"{file} has no {min(missing)!r}; restore the file, or name another run")
     saved = {name: settings[name] for name in SAVED if name in settings}
     try:
-        places = [expanded(one).absolute() for one in (Config(**saved).data, given.get("data", saved["data"]))]
+        places = [absolute(one) for one in (Config(**saved).data, given.get("data", saved["data"]))]
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
     other = places[0] != places[1]

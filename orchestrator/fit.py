@@ -10,7 +10,7 @@ import numpy as np
 from cluster.faults import not_finite
 from cluster.not_finite import files_of, some
 from learner.errors import UserError, printable
-from orchestrator.driver import Place, Replicas, Spoiled, Stopped, fingerprint, train
+from orchestrator.driver import AllSkipped, Place, Replicas, Spoiled, Stopped, fingerprint, train
 from orchestrator.lr_finder import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
 from orchestrator.session import Session
@@ -129,7 +129,7 @@ def _rescue(course: Course, place: Place, cause: UserError) -> bool:
     session = course.session
     if session.config.on_nan == "rollback" and not_finite(cause):
         _halve_rate(session)
-    elif not isinstance(cause, Spoiled | Replicas) and (tensors := session.gang.salvage()):
+    elif not isinstance(cause, Spoiled | AllSkipped | Replicas) and (tensors := session.gang.salvage()):
         session.save_checkpoint(course.standing(place), tensors)
         return session.saver.finish()
     return False

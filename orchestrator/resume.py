@@ -170,20 +170,19 @@ def _difference(name: str, before: Any, now: Any) -> str:
     return f"with {flag(name)} {shown(before)}, not {now}"
 
 
-def found_data(split: Split, plan: Plan, root: Path, job: Job) -> dict[str, Any]:
-    "What a run has to find again where it goes on, and how it sees pictures: config.json has it."
-    found = {"classes": split.vocab.classes, "steps_per_epoch": plan.train_batches, "images": split.digest(root)}
-    return {**found, "channels": job.channels, "normalize": job.normalize.as_json()}
+def found_data(split: Split, plan: Plan, root: Path) -> dict[str, Any]:
+    "What a run has to find again where it goes on: config.json has it."
+    return {"classes": split.vocab.classes, "steps_per_epoch": plan.train_batches, "images": split.digest(root)}
 
 
-def seen_as_before(run: Path, job: Job) -> Job:
-    """The job, with pictures as the run in that directory was begun with, where config.json says so.
+def seen_as_before(run: Path, job: Job) -> Job | None:
+    """The job, with pictures as the run in that directory was begun with; None where config.json does not say how.
 
     Images that came or went since, or another model in the place that --init names, would change them in its midst.
     """
     before = read_object(run / CONFIG).get("found")
     if not isinstance(before, dict) or not {"channels", "normalize"} <= before.keys():
-        return job
+        return None
     return dataclasses.replace(job, channels=before["channels"], normalize=read_normalize(run / CONFIG, before))
 
 

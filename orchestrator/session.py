@@ -160,8 +160,9 @@ def prepared(config: Config, again: bool) -> Iterator[Prepared]:
     root, block = open_data(config)
     split = block.open(root)
     job, plan = make_job(config, split), make_plan(config, split)
+    found = found_data(split, plan, root)
     if run:
-        check_data(run, found_data(split, plan, root, job))
+        check_data(run, found)
     checkpoint = newest_checkpoint(run, config.autoresume) if run else None
     job, started_from = _started(config, job, split, run if checkpoint else None)
     standing = standing_of(checkpoint, plan) if checkpoint else Standing()
@@ -170,7 +171,7 @@ def prepared(config: Config, again: bool) -> Iterator[Prepared]:
         folder.claim()
         if run:
             folder.sweep()  # first: on a full disk, what was reserved there is the room to go on in
-        found = found_data(split, plan, root, job)
+        found |= {"channels": job.channels, "normalize": job.normalize.as_json()}
         report_configuration(config, devices, split, plan, folder, job.channels, found, quiet=again)
         job = dataclasses.replace(job, store=make_store(config, split, job.channels))
         if started_from:
@@ -187,8 +188,8 @@ def prepared(config: Config, again: bool) -> Iterator[Prepared]:
 
 def _started(config: Config, job: Job, split: Split, run: Path | None) -> tuple[Job, str]:
     "The job with what it starts from, and a sentence on that; or as `run`, which is resumed, has it."
-    if run:
-        return seen_as_before(run, job), ""
+    if run and (before := seen_as_before(run, job)):
+        return before, ""
     return start_from(config.init, job, split.vocab.classes) if config.init is not None else (job, "")
 
 
@@ -215,8 +216,8 @@ def open_session(config: Config, again: bool = False) -> Iterator[Session]:
                 if checkpoint:
                     load(gang, checkpoint)
                 yield Session(config, ready.split, ready.job, ready.plan, folder, tracker, gang, saver, ready.standing)
-            except UserError as error:
-                tracker.log_fault(f"{error}")
+            except (UserError, OSError, MemoryError) as error:
+                tracker.log_fault(f"the run ended: {error}")
                 raise
             finally:
                 saver.close()

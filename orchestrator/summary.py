@@ -23,7 +23,7 @@ from orchestrator.run_folder import RunFolder
 def absolute(data: str) -> str:
     "What --data says, a path from the root on: wherever a run is resumed or looked at, it means the same."
     path = expanded(data)
-    return os.path.realpath(path) if os.path.exists(path) else data  # which says no of what can be no path
+    return os.path.abspath(path) if os.path.exists(path) else data  # which says no of what can be no path
 
 
 def default_name(config: Config) -> str:

@@ -26,6 +26,12 @@ def layer_sums(reports: Sequence[Report]) -> dict[int, dict[str, np.ndarray]]:
     return merged
 
 
+def spoiled_steps(reports: Sequence[Report]) -> list[int]:
+    "The steps of a chunk whose loss is no finite number, those without samples apart."
+    first, known = reports[0].chunk.step, zip(reports[0].batches["loss"], reports[0].counts)
+    return [first + number for number, (loss, count) in enumerate(known) if count and not math.isfinite(loss)]
+
+
 class Tally:
     "What all ranks did in one pass over the training or validation set."
 

@@ -36,7 +36,7 @@ class Tracker:
         self.board = Board(folder.path / "tensorboard", terminal.write, first_step)
         self.bad_images = folder.bad_images()  # of a run that is resumed
         self.notes: set[str] = set()
-        self.batches = self.faults = 0
+        self.batches = self.faults = self.logged = 0
         self.phases: Phases | None = None  # until the first step is done
         self.at_leisure: list[Callable[[], object]] = []  # what is still to be done, while the workers go on
 
@@ -150,15 +150,16 @@ class Tracker:
 
     def fault(self, text: str) -> None:
         "Note a fault that was made up for."
-        self.terminal.write(f"fault {self.faults + 1}: {text}")
+        self.faults += 1
+        self.terminal.write(f"fault {self.faults}: {text}")
         self.log_fault(text)
 
     def log_fault(self, text: str) -> None:
         "Note what the terminal is told by others: in logs/faults.log, and in TensorBoard."
-        self.faults += 1
+        self.logged += 1
         self.record("faults.log", self.folder.add_fault, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
         self.board.renew()
-        self.board.add("text", self.faults, "faults", text)
+        self.board.add("text", self.logged, "faults", text)
 
     def close(self) -> None:
         "Wipe the bar, and write out what is buffered."

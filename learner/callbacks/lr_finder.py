@@ -84,11 +84,12 @@ def lr_find(learn: Learner, start: float = 1e-6, end: float = 10.0, n_steps: int
     Without table, bars and records. Afterwards the learner is as it was before, and trains as if nothing had been.
     """
     finder, quiet = LRFinder(start, end, n_steps), (ActivationStats, Progress, TrackResults)
-    kept = {cb: _copy(cb.state_dict()) for cb in learn.cbs}  # a fit begins some of it anew, such as an average
-    with learn.added(finder):
-        learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, quiet)]
-        learn.fit(n_steps)  # an epoch is a step or more, and the finder ends the fit
-    for cb, state in kept.items():
-        if state:
+    kept = [(cb, _copy(state)) for cb in learn.cbs if (state := cb.state_dict())]  # a fit begins an average anew
+    try:
+        with learn.added(finder):
+            learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, quiet)]
+            learn.fit(n_steps)  # an epoch is a step or more, and the finder ends the fit
+    finally:
+        for cb, state in kept:
             cb.load_state_dict(state)
     return finder

@@ -40,11 +40,11 @@ class MixedPrecision(Callback):
     def after_opt(self) -> None:
         "Have the optimizer unscale what it has reduced."
         if self.dtype is torch.float16:
-            self.learner.loss_scale = self.scale
             self.opt.then(self.unscale)
 
     def before_batch(self) -> None:
-        "Enter autocast."
+        "Enter autocast; gradients are to be scaled."
+        self.learner.loss_scale = self.scale
         self.context = torch.autocast(self.batch[0].device.type, self.dtype)
         self.context.__enter__()
 
@@ -75,7 +75,6 @@ class MixedPrecision(Callback):
         self.good_steps = self.good_steps + 1 if finite else 0
         if not finite or self.good_steps == self.patience:
             self.scale, self.good_steps = (self.scale * 2 if finite else self.scale / 2), 0
-            self.learner.loss_scale = self.scale
         if not finite:
             raise SkipStep
 
@@ -86,4 +85,3 @@ class MixedPrecision(Callback):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         "Take over what `state_dict` gave."
         self.scale, self.good_steps = float(state["scale"][0]), int(state["scale"][1])
-        self.learner.loss_scale = self.scale

@@ -24,29 +24,34 @@ def image_files(root: str | Path) -> list[str]:
     """All image files below `root`, sorted, so that every machine has the same order; hidden ones are left out.
 
     os.scandir knows from the directory what is a file, and asks the disk for nothing else. Links to folders are
-    followed, but not to one that the link itself lies in. Raises UsageError where a folder can't be read.
+    followed, but for those to what is found without them: no image has two names. Raises UsageError where a folder
+    can't be read.
     """
     found: list[str] = []
-    folders: list[tuple[str, tuple[str, ...]]] = [(os.fspath(root), ())]  # and from where links led there
+    folders, known = [os.fspath(root)], [os.path.join(os.path.realpath(root), "")]
     while folders:
-        folder, left = folders.pop()
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
+            with os.scandir(folders.pop()) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    linked = entry.is_symlink() and os.path.isdir(entry.path)
+                    if entry.name.startswith(".") or (linked and not _leads_on(entry.path, known)):
                         continue
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append((printable_path(entry.path), left))
-                    elif entry.is_symlink() and entry.is_dir():
-                        above = (*left, os.path.realpath(folder))
-                        there = os.path.join(os.path.realpath(entry.path), "")
-                        if not any(os.path.join(one, "").startswith(there) for one in above):
-                            folders.append((printable_path(entry.path), above))
+                    if linked or entry.is_dir(follow_symlinks=False):
+                        folders.append(printable_path(entry.path))
                     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                         found.append(printable_path(entry.path))
         except OSError as error:
             raise UsageError(f"{error.filename} can't be listed: {error.strerror}; pass a folder of images") from error
     return sorted(found)
+
+
+def _leads_on(link: str, known: list[str]) -> bool:
+    "Whether a link leads to a folder that is in none of the `known` ones and has none in it; then it is one of them."
+    there = os.path.join(os.path.realpath(link), "")
+    if any(there.startswith(one) or one.startswith(there) for one in known):
+        return False
+    known.append(there)
+    return True
 
 
 def printable_path(path: str) -> str:

@@ -143,7 +143,7 @@ def read_table(file: str | Path) -> Table:
         raise UsageError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
     if len(header) < 2:
         raise UsageError(f"{file} is no table: its first line must name the columns, with commas between: path,label")
-    if twice := [name for name, after in pairwise(sorted(name.strip() for name in header[1:])) if name == after]:
+    if twice := [name for name, after in pairwise(sorted(name.strip() for name in header[1:])) if name == after != ""]:
         raise UsageError(f"{file} has two columns {twice[0]!r}; rename one")
     rows: dict[str, list[str]] = {}
     for row in lines:

@@ -119,7 +119,7 @@ def test_files_that_the_table_lacks_are_counted(tmp_path: Path) -> None:
         (b"path\na.jpg\n", "is no table"),
         (b"path,label\na.jpg,x\na.jpg,y\n", "has two rows for a.jpg"),
         (b"path;label\na.jpg;x\n", "with commas between"),
-        (b"path,label, label\na.jpg,x,y\n", "has two columns 'label'"),
+        (b"path,label, label,,\na.jpg,x,y,,\n", "has two columns 'label'"),
         (b"path,label\na.jpg\n", "has 1 values for a.jpg, but 2 columns"),
         (b"path,label\n\xff.jpg,x\n", "can't be read: .*utf-8"),
     ],

@@ -139,6 +139,8 @@ def test_mixed_precision_trains_nearly_as_full(precision, tolerance) -> None:
         assert_close(a, b, rtol=tolerance, atol=tolerance)
     assert mixing.scale == (2.0**16 if precision == "fp16" else 1.0)
     assert mixed.loss_scale == 1, "what trains without it later has none"
+    lr_find(mixed, n_steps=4)
+    assert mixed.loss_scale == 1
 
 
 def test_finding_a_rate_leaves_the_average_as_it_was() -> None:
@@ -147,6 +149,14 @@ def test_finding_a_rate_leaves_the_average_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in ema.state_dict().items()}
     assert not all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
     lr_find(learner, n_steps=8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ema.state_dict().items())
+
+    def interrupted(_: Callback) -> None:
+        raise KeyboardInterrupt
+
+    ema.after_loss = interrupted.__get__(ema)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        lr_find(learner, n_steps=8)
     assert all(torch.equal(tensor, before[name]) for name, tensor in ema.state_dict().items())
 
 

@@ -319,9 +319,16 @@ def test_steps_can_be_skipped(here: Here, small: list[str]) -> None:
     assert ", of a loss or gradient that is not finite" in ended.out
 
 
-def test_a_run_that_skips_all_steps_comes_to_an_end(here: Here, small: list[str]) -> None:
+def test_a_run_that_skips_all_steps_comes_to_an_end(here: Here, small: list[str], tmp_path: Path) -> None:
     ended = here(*small, "--lr", "1e30", "--on-nan", "skip", "--epochs", 4)
-    refused(ended, 1, "all steps of epoch 1 had to be skipped", "begin anew with a lower --lr")
+    assert "all completed steps" not in refused(
+        ended, 1, "all steps of epoch 1 had to be skipped", "begin anew with a lower --lr"
+    )
+    (run,) = tmp_path.rglob("version_0")
+    again = here(
+        *small, "--lr", "1e30", "--on-nan", "stop", "--epochs", 4, "--runs", tmp_path / "runs", "--resume", run
+    )
+    refused(again, 1, "the loss became (nan|inf) at step"), "it goes on from before them, and sees for itself"
 
 
 def test_a_validation_without_finite_numbers(

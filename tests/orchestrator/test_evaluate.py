@@ -72,6 +72,18 @@ def test_other_data_are_measured_by_their_validation_part_or_whole(trained, imag
     assert "\n4 images, the validation part of" in capsys.readouterr().out
 
 
+def test_a_runs_data_are_known_by_any_path_from_any_place(here, image_folder, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "link").symlink_to(image_folder({"ant": (4, 0), "dog": (4, 0)}) / "train")
+    monkeypatch.chdir(tmp_path)
+    options = "--size 16 --batch-size 4 --epochs 1 --cache off --local --name a --runs runs --data-dir ."
+    assert here(*options.split(), "--data", "./link/").code == 0
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for data in ([], ["--data", "../link"], ["--data", str(tmp_path / "link")]):
+        assert evaluate.main(["../runs/a", "--local", *data]) == 0
+        assert "\n2 images, the validation part of" in capsys.readouterr().out
+
+
 def test_a_class_that_the_run_does_not_know_is_named(trained, image_folder, capsys) -> None:
     root = image_folder({"dog": (2, 1), "eel": (2, 1)})
     assert evaluate.main([str(trained), "--data", str(root), "--local"]) == 2

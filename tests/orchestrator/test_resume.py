@@ -427,18 +427,28 @@ def test_pictures_are_normalised_as_before_though_images_went(data, uninterrupte
     assert launch(copy, tmp_path, "--name", "anew") == 0
     assert seen(run) != seen(tmp_path / "anew" / "version_0"), "or this shows nothing"
     config = run / "config.json"
-    config.write_text(config.read_text().replace('"std": [', '"std": [-'))
+    config.write_text(config.read_text().replace('"std": [', '"std": 3, "more": ['))
     assert launch(copy, tmp_path, "--resume", "last") == 2
 
 
-def test_a_run_needs_what_it_started_from_no_more(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+def test_a_run_needs_what_it_started_from_no_more(data, uninterrupted, tmp_path, monkeypatch) -> None:
+    "One that was begun before it was noted how pictures are normalised does."
     before = Path(shutil.copytree(uninterrupted / "run", tmp_path / "before"))
+    about = json.loads((before / "version_0" / "model.json").read_text())
+    about["normalize"] = normalize = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+    (before / "version_0" / "model.json").write_text(json.dumps(about))
     with monkeypatch.context() as patched:
         patched.setattr(orchestrator.fit, "Stop", lambda: StopAfter(7))
-        assert launch(data, tmp_path, "--init", str(before), "--seed", "7") == 130
+        assert launch(data, tmp_path, "--init", str(before)) == 130
+    run = tmp_path / "run" / "version_0"
+    older = Path(shutil.copytree(run, tmp_path / "older"))
+    config = json.loads((older / "config.json").read_text())
+    del config["found"]["normalize"]
+    (older / "config.json").write_text(json.dumps(config))
+    assert launch(data, tmp_path, "--init", str(before), "--resume", str(older)) == 0
     shutil.rmtree(before)
-    assert launch(data, tmp_path, "--init", str(before), "--seed", "7", "--resume", "last") == 0
-    assert seen(tmp_path / "run" / "version_0") == seen(uninterrupted / "run" / "version_0")
+    assert launch(data, tmp_path, "--init", str(before), "--resume", "last") == 0
+    assert seen(run) == seen(older) == normalize
 
 
 def test_a_path_is_the_same_however_it_is_written(data, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
