@@ -206,7 +206,7 @@ def test_a_driver_killed_in_the_midst_of_an_epoch(data, uninterrupted, tmp_path,
     killed = subprocess.run([sys.executable, "-c", OFTEN, *OPTIONS, *places], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert launch(data, tmp_path, "--resume", "last") == 0
-    assert "going on at step 4\n" in capsys.readouterr().out
+    assert "going on at step 4 of 9\n" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
 
 
