@@ -98,7 +98,7 @@ class NotFinite(UserError):
     "A loss or a gradient is no finite number."
 
 
-KINDS: dict[type[BaseException] | tuple[type[BaseException], ...], str] = {  # of failures, by exception
+KINDS: dict[type[BaseException], str] = {  # of failures, by exception
     NotFinite: "nan",
     UserError: "user",
     PeerLost: "peer",

@@ -23,6 +23,12 @@ def expanded(path: str | Path) -> Path:
         raise UsageError(f"{path} can't be told: {error} Set HOME, or write the path without ~") from error
 
 
+def absolute(path: str) -> str:
+    "What is there, from the root on, so that it means the same in any folder; all else (a URL, a name) as it is."
+    place = expanded(path)
+    return os.path.abspath(place) if os.path.exists(place) else path  # which says no of what can be no path
+
+
 @contextmanager
 def opened(file: str | Path, limit: int | None = None) -> Iterator[IO[bytes]]:
     """A file open for reading; OSError where it has more than `limit` bytes, or is a pipe or a device, without an end.

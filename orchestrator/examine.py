@@ -17,12 +17,13 @@ from learner.data.splitters import grandparent, has_parts
 from learner.data.warp import AugmentConfig
 from learner.errors import UsageError, UserError
 from learner.interpret import Outcomes
+from learner.reading import absolute
 from orchestrator.build import check_batch_size, make_gang, open_data, visible_devices
 from orchestrator.command_line import EXAMINE
 from orchestrator.config import Config
 from orchestrator.driver import Pace, Plan
 from orchestrator.loaded_run import CONFIG, LoadedRun
-from orchestrator.summary import absolute, unreadable
+from orchestrator.summary import unreadable
 from orchestrator.terminal import Terminal
 
 Bad = list[tuple[str, str]]

@@ -16,12 +16,11 @@ from cluster.checkpoint import Checkpoint, Checkpoints, spoiled
 from cluster.messages import Job
 from learner.data.files import Split
 from learner.errors import UsageError, printable, shown
-from learner.reading import expanded
+from learner.reading import absolute, expanded
 from orchestrator.config import Config, flag
 from orchestrator.driver import Place, Plan
 from orchestrator.loaded_run import CONFIG, read_normalize, read_object
 from orchestrator.run_folder import HISTORY, LR_CURVE, versions
-from orchestrator.summary import absolute
 from orchestrator.tally import Tally
 
 CHECKPOINTS = "checkpoints"

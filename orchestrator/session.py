@@ -217,7 +217,7 @@ def open_session(config: Config, again: bool = False) -> Iterator[Session]:
                     load(gang, checkpoint)
                 yield Session(config, ready.split, ready.job, ready.plan, folder, tracker, gang, saver, ready.standing)
             except (UserError, OSError, MemoryError) as error:
-                tracker.log_fault(f"the run ended: {error}")
+                tracker.log_fault(f"stopped: {error}")
                 raise
             finally:
                 saver.close()

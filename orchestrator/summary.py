@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shlex
 import shutil
@@ -13,17 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from learner.data.files import Split
-from learner.reading import expanded
+from learner.reading import absolute, expanded
 from orchestrator.config import Config
 from orchestrator.devices import Devices
 from orchestrator.driver import Plan
 from orchestrator.run_folder import RunFolder
-
-
-def absolute(data: str) -> str:
-    "What --data says, a path from the root on: wherever a run is resumed or looked at, it means the same."
-    path = expanded(data)
-    return os.path.abspath(path) if os.path.exists(path) else data  # which says no of what can be no path
 
 
 def default_name(config: Config) -> str:
@@ -76,8 +69,9 @@ def conclude(config: Config, folder: RunFolder, row: dict[str, Any], n_bad: int)
     done = row["epoch"] + 1
     print(f"\naccuracy {row['accuracy']:.4f} on the validation set after {done} epoch{'s' if done > 1 else ''}")
     print(f"run directory: {folder.path}")
-    below = folder.path.absolute().is_relative_to(expanded(config.runs).absolute())
-    print(f"look at it:    {tensorboard_command(Path(config.runs) if below else folder.path)}")
+    runs = expanded(config.runs)
+    below = folder.path.absolute().is_relative_to(runs.absolute())
+    print(f"look at it:    {tensorboard_command(runs if below else folder.path)}")
 
 
 def unreadable(n: int) -> str:
