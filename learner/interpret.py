@@ -67,8 +67,9 @@ class Outcomes:
         return {name: values.sum().item() / len(self) if len(self) else math.nan for name, values in sums.items()}
 
     def confusion(self, n_classes: int) -> Tensor:
-        "How often each class (row) was taken for each (column): int64 (n_classes, n_classes)."
-        return count_pairs(self.targets, self.predicted, n_classes)
+        "How often each class (row) was taken for each (column), where there is a prediction: int64 (classes, classes)."
+        known = ~self.losses.isnan()
+        return count_pairs(self.targets[known], self.predicted[known], n_classes)
 
     def top_losses(self, n: int | None = None) -> Self:
         "The `n` samples with the largest losses (all if None), the largest first; one that is no number leads."

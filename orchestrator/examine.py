@@ -47,7 +47,12 @@ class Examined:
         return self.outcomes.confusion(len(self.run.classes))
 
     def mention_bad(self) -> None:
-        "Print the files that were left out, if there were."
+        "Print what the numbers don't tell: how many images have no prediction, and the files that were left out."
+        if unknown := int(self.outcomes.losses.isnan().sum()):
+            print(
+                f"\n{unknown} images have no prediction, since the model's outputs are no numbers, as after "
+                "divergence: they count as wrong, and are in no table of classes"
+            )
         if self.bad:
             print(f"\n{unreadable(len(self.bad))} left out:")
             print("\n".join(f"{file}: {reason}" for file, reason in self.bad))

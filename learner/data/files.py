@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.data.labels import Labeller, label_all, parent_label
-from learner.data.splitters import Parts, Splitter, automatic, grandparent
+from learner.data.splitters import PART_NAMES, Parts, Splitter, automatic, grandparent
 from learner.errors import CONTROL, UsageError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
@@ -82,9 +82,12 @@ class Vocab:
             if label not in numbers:
                 close = difflib.get_close_matches(label, self.classes, 1)
                 hint = f" (nearest: {close[0]!r})" if close else ""
+                advice = "correct its label, or let images of that class train"
+                if label.lower() in PART_NAMES:
+                    advice = "if these have no labels, leave them out: name the folder of those that train (--data)"
                 raise UsageError(
                     f"{file} validates, and is labelled {label!r} as no training image is{hint}; the classes are "
-                    f"{', '.join(self.classes[:20])}; correct its label, or let images of that class train"
+                    f"{', '.join(self.classes[:20])}; {advice}"
                 )
         return [numbers[label] for label in labels]
 

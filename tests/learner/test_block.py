@@ -118,6 +118,15 @@ def test_a_class_that_only_validates_is_refused_with_a_remedy_that_fits(image_fo
         assert part in str(caught.value)
 
 
+def test_a_part_without_labels_is_refused_with_the_way_to_leave_it_out(image_folder) -> None:
+    root = image_folder({"ant": (2, 0), "cat": (2, 0)})
+    (root / "test").mkdir()
+    (root / "train/ant/0.jpg").rename(root / "test/1.jpg")
+    with pytest.raises(UsageError, match=r"test/1.jpg validates, and is labelled 'test'.* have no labels, leave them"):
+        make_block(root).open(root)
+    assert len(make_block(root / "train").open(root / "train").valid) == 1
+
+
 def test_state_comes_from_the_training_part_alone(tmp_path: Path) -> None:
     for part, value in (("train", 100), ("valid", 200)):
         for label, step in (("a", 0), ("b", 20)):

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from orchestrator import evaluate
 from tests.commands import run_here
@@ -101,6 +104,16 @@ def test_unreadable_images_fail_or_are_left_out_and_named(trained, image_folder,
     assert "\n1 unreadable image was left out:" in out
     assert str(root / "valid" / "ant" / "0.jpg") in out
     assert sum(int(row[-1]) for row in table(out)[1:]) == 4
+
+
+def test_what_has_no_prediction_is_wrong_and_in_no_table(run_copy, capsys) -> None:
+    file = run_copy / "model.safetensors"
+    save_file({name: np.full_like(array, np.nan) for name, array in load_file(file).items()}, file)
+    assert evaluate.main([str(run_copy), "--local"]) == 0
+    out = capsys.readouterr().out
+    assert float(re.search(r"^accuracy +(\S+)$", out, re.M)[1]) == 0
+    n = int(re.search(r"^(\d+) images, ", out, re.M)[1])
+    assert f"\n{n} images have no prediction" in out and {int(row[-1]) for row in table(out)[1:]} == {0}
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", None), ("data", 3), ("batch_size", 0), ("split", "by magic")])
