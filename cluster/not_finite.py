@@ -13,6 +13,7 @@ from cluster.messages import Job
 from cluster.rank_learner import RankLearner, RankResults
 from cluster.shards import local_batch
 from learner.batchnorm import unshared
+from learner.callbacks.activations import ActivationStats
 from learner.data.loader import epoch_order
 from learner.finite import spoiled_gradients, spoiled_outputs
 from learner.optimizer import SkipStep
@@ -76,8 +77,13 @@ class FiniteGuard:
         `again` goes through this rank's part of the batch as before, but leaves the sums that it comes to with it.
         """
         own_loss = not bool(self.results.own_loss.isfinite())
-        with unshared(self.learner.model), spoiled_outputs(self.learner.model) as layers:
-            again()
+        callbacks = self.learner.cbs
+        self.learner.cbs = [cb for cb in callbacks if not isinstance(cb, ActivationStats)]  # it has seen the step
+        try:
+            with unshared(self.learner.model), spoiled_outputs(self.learner.model) as layers:
+                again()
+        finally:
+            self.learner.cbs = callbacks
         own = not self._fine()
         if not to_blame([own_loss, own], comm, self.results.reducer.flat.device):
             return ""

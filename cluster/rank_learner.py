@@ -23,7 +23,11 @@ NAMES = ("count", "loss", *METRICS)  # what is summed over the samples of each g
 
 
 class RankLearner(Learner):
-    "A Learner whose loss is a sum over its samples, which the step divides by what all ranks' samples count for."
+    """A Learner whose loss is a sum over its samples, which the step divides by what all ranks' samples count for.
+
+    It is driven from outside: callbacks hear of batches, of `before_fit`, `after_opt`, and between training and
+    validation of `cleanup_epoch` and `before_epoch`, but of no other event of epochs and fits.
+    """
 
     loss_func: Callable[..., Tensor]
     label_smoothing = 0.0

@@ -98,7 +98,7 @@ class OwnCluster:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise _not_started(error) from error
         try:
-            with keep_signals(), shielded(), marking(self.folder), lean(self.ray):
+            with shielded(), keep_signals(), marking(self.folder), lean(self.ray):
                 self.ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -192,7 +192,7 @@ class JoinedCluster:
             os.environ["RAY_AUTH_MODE"] = "token"
         self.ray = import_ray(loopback=address.startswith(("127.", "localhost")))
         try:
-            with keep_signals():
+            with shielded(), keep_signals():
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
             raise UserError(

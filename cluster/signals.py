@@ -68,7 +68,7 @@ def keep_signals() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Have no process that is started meanwhile hear of SIGTERM and SIGHUP, as Ray's do not hear of Ctrl-C.
+    """Have no process or thread that is started meanwhile hear of SIGTERM and SIGHUP, as Ray's do not hear of Ctrl-C.
 
     A service manager sends the one to all processes of a run at once, a terminal that is closed the other, and the
     driver, for whom they are, needs the others to save the run.

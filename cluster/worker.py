@@ -281,12 +281,12 @@ class Worker(Replica):
         return found
 
     def samples(self, n: int) -> tuple[np.ndarray, list[int]]:
-        "The first `n` training images as the model sees them in step 0, bytes (n, size, size, channels), and classes."
+        "The first `n` training images as step 0 sees them, but at the last size: bytes (n, *size, channels); classes."
         inputs, targets = self._first_images(self.learner.model, n, torch.device("cpu"))
         return self.job.normalize.invert(inputs).numpy(), targets.tolist()
 
     def _first_images(self, model: Module, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        "Inputs and targets as in step 0, but for what mixes samples; the same on every rank."
+        "Inputs and targets as in step 0, but at the last size and unmixed; the same on every rank."
         order = epoch_order(len(self.job.train), self.job.seed, 0)[:n]
         batch = collate_readable(self.data.dataset(True), order)
         view = Learner(model, None, cbs=callbacks(self.job, device)[:1])

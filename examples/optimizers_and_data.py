@@ -29,7 +29,8 @@ from learner.module import Module
 from learner.optim import SGD, Adam, Optimizer, RMSProp
 
 # A stat keeps something of the gradients in `state`; a stepper moves the parameter. What stands behind the * are the
-# hyperparameters. These five lines are RMSProp.
+# hyperparameters. Both see many parameters side by side in a flat one, so that they may not ask for a norm or a shape:
+# for that see `per_tensor` in learner/optim.py. These five lines are RMSProp.
 
 
 def remember_squares(p: Tensor, grad: Tensor, state: dict, *, sqr_momentum: float = 0.99) -> None:

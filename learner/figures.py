@@ -111,7 +111,8 @@ def confused_pairs(pairs: Sequence[Confused], classes: Sequence[str]) -> Image.I
 def class_bars(confusion: Tensor, classes: Sequence[str]) -> Image.Image:
     "Precision, recall and F1 of each class that occurs, the lowest F1 first; of many classes the lowest alone."
     table = per_class(confusion)
-    order = [i for i in table["f1"].argsort(stable=True).tolist() if table["support"][i]][:BARS]
+    occurring = [i for i in table["f1"].argsort(stable=True).tolist() if table["support"][i]]
+    order = occurring[:BARS]
     figure = _figure(8, 1.5 + 0.45 * len(order))
     axes = figure.add_subplot()
     for number, (name, marker) in enumerate({"precision": "<", "recall": ">", "f1": "o"}.items()):
@@ -121,7 +122,7 @@ def class_bars(confusion: Tensor, classes: Sequence[str]) -> Image.Image:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
     axes.set_xlim(-0.02, 1.02)
-    cut = f"; of {len(classes)} classes those of the lowest f1" if len(order) == BARS else ""
+    cut = f"; of {len(classes)} classes those of the lowest f1" if order != occurring else ""
     axes.set_xlabel(f"in brackets: images of the class{cut}")
     axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return _drawn(figure)

@@ -24,26 +24,29 @@ def one_group(model: Module) -> list[list[Parameter]]:
 
 
 def body_and_head(model: Module) -> list[list[Parameter]]:
-    "A splitter: everything before the last linear layer, and that layer; UserError where there is none."
+    """A splitter: everything before the head, and that: the model's `head` if it is a Linear, else its last Linear.
+
+    UserError where there is none.
+    """
     head = _head(model).parameters()
     return [[p for p in model.parameters() if p not in set(head)], head]
 
 
 def _head(model: Module) -> Linear:
-    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    linears = [module for module in (*model.modules(), getattr(model, "head", None)) if isinstance(module, Linear)]
     if not linears:
         raise UserError(f"{type(model).__name__} has no Linear layer that would be its head; give your own splitter")
     return linears[-1]
 
 
 def head_names(model: Module) -> list[str]:
-    "The names of the parameters of the last linear layer."
+    "The names of the parameters of the head, see `body_and_head`."
     head = set(body_and_head(model)[1])
     return [name for name, parameter in model.named_parameters() if parameter in head]
 
 
 def replace_head(model: Module, n_out: int) -> Module:
-    "Give `model` a new last linear layer, for `n_out` other classes, that has learnt nothing yet; the model."
+    "Give `model` a new head (see `body_and_head`) for `n_out` other classes, that has learnt nothing yet; the model."
     head = _head(model)
     fresh = Linear(head.weight.shape[1], n_out).to(head.weight.device, dtype=head.weight.dtype)
     head.weight, head.bias = fresh.weight, fresh.bias

@@ -18,7 +18,7 @@ from learner.optimizer import Rate
 
 
 class CancelBatchException(Exception):
-    "Raised by a callback to leave the current batch; the epoch goes on."
+    "Raised by a callback to leave the current batch, and its gradients; the epoch goes on."
 
 
 class CancelEpochException(Exception):
@@ -39,7 +39,8 @@ class Callback:
 
     `before_x` comes before x, `after_x` if x was completed, `cleanup_x` in any case; `after_opt` when the fit's
     optimizer has been made. The learner's attributes are read as the callback's own (`self.model`) and set through
-    `self.learner`.
+    `self.learner`. From `after_loss` to `after_backward` the loss of a part of a batch (of Accumulate's, or a worker's)
+    is the sum over its samples: what is added to it there must be one too.
     """
 
     order = 0
@@ -152,11 +153,14 @@ class Learner:
     def fit(self, n_epochs: int) -> None:
         "Train for `n_epochs`, each followed by a validation."
         self.n_epochs, self.global_step = n_epochs, 0
+        for cb in self.cbs:
+            cb.learner = self  # another one may have been given it since
         self.phase("fit", self._all_epochs)
 
     def _all_epochs(self) -> None:
         groups = layer_groups(self.model, self.splitter)
         self.opt = self.opt_func(groups if len(groups) > 1 else groups[0], lr=self.lr)
+        self.zero_grad()  # a fit that was interrupted may have left some
         self("after_opt")
         for self.epoch in range(self.n_epochs):
             self.one_epoch(True)
@@ -184,12 +188,20 @@ class Learner:
         self.get_loss()
         self("after_loss")
         if self.model.training:
-            self.backward()
-            self("after_backward")
-            if self.last_part:
-                self.step()
-                self("after_step")
-                self.zero_grad()
+            try:
+                self._learn()
+            except tuple(CANCELS.values()):
+                if self.last_part:
+                    self.zero_grad()  # else the next step would take them too
+                raise
+
+    def _learn(self) -> None:
+        self.backward()
+        self("after_backward")
+        if self.last_part:
+            self.step()
+            self("after_step")
+            self.zero_grad()
 
     def predict(self) -> None:
         "Inputs to `preds`."

@@ -69,6 +69,7 @@ class Module:
 
     Each such attribute is registered under its name as it is assigned (no call to `super().__init__()` is needed);
     assigning something else to the name, or deleting it, takes it out again. `training` is set on the whole tree.
+    Raises UserError for what would compute but never be trained: those in a list, and torch.nn's own.
     """
 
     _tensors: dict[str, Parameter | Buffer]
@@ -90,6 +91,8 @@ class Module:
                 registry[name] = value  # in the place of the one before: Sequential runs in this order
             else:
                 registry.pop(name, None)
+        if name not in self._tensors and name not in self._children:
+            _refuse_untrained(type(self).__name__, name, value)
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -232,11 +235,36 @@ class Module:
         return f"{type(self).__name__}({shapes}{below}{chr(10) if below else ''})"
 
 
+def _refuse_untrained(owner: str, name: str, value: Any) -> None:
+    "Raise UserError where `value` has parameters that the owner would not find."
+    if isinstance(value, (list, tuple, dict)):
+        members = value.values() if isinstance(value, dict) else value
+        if any(isinstance(one, (Module, _Marked)) for one in members):
+            raise UserError(
+                f"{owner}.{name} is a {type(value).__name__} of layers or parameters, where they would not be found "
+                "nor trained: make it a Sequential, or give each an attribute of its own"
+            )
+    elif type(value) is torch.nn.Parameter or (not isinstance(value, Tensor) and _has_parameters(value)):
+        raise UserError(
+            f"{owner}.{name} is torch.nn's {type(value).__name__}, which would not be found nor trained: take the "
+            "layer of that name in learner.layers, or learner.module's Parameter"
+        )
+
+
+def _has_parameters(value: Any) -> bool:
+    parameters = getattr(value, "parameters", None)
+    return callable(parameters) and not isinstance(value, type) and next(iter(parameters()), None) is not None
+
+
 class Sequential(Module):
-    "Modules applied one after the other, registered as 0, 1, 2 ...; indexable."
+    "Modules applied one after the other, registered as 0, 1, 2 ...; indexable. UserError for what is no Module."
 
     def __init__(self, *layers: Module) -> None:
         for number, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise UserError(
+                    f"layer {number} of a Sequential is {layer!r}, no Module: wrap a function in Lambda(...)"
+                )
             setattr(self, str(number), layer)
 
     def __getitem__(self, index: int) -> Module:

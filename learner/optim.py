@@ -4,7 +4,8 @@ A part is called with a parameter, its gradient, that parameter's state and, by 
 keyword-only arguments declare. What it returns, unless None, is the gradient for the parts behind it. What is written
 here for one parameter gets many of them side by side in a flat one, which is the same to all that goes element by
 element; a part that looks at a parameter as a whole, at its norm or its shape, is marked `@per_tensor`. It is called
-with several parameters of one shape, stacked, (k, *shape), and their gradients, without state.
+with several parameters of one shape, stacked, (k, *shape), and their gradients, without state. A state is of tensors:
+such as the parameter, or one number, such as a count.
 """
 
 from __future__ import annotations

@@ -44,6 +44,15 @@ def spread(value: Rate, n: int) -> list[Any]:
     return [value] * n
 
 
+def settable(opt: Any) -> Optimizer:
+    "`opt`, if its hyperparameters can be set from step to step; UserError for one of another make, such as torch's."
+    if not isinstance(opt, Optimizer):
+        raise UserError(
+            f"the rate of {type(opt).__module__}.{type(opt).__name__} can't be set: use one of learner.optim"
+        )
+    return opt
+
+
 class SkipStep(Exception):
     "Raised by a function given to `then`: this step's gradients are of no use, and nothing is to be updated."
 

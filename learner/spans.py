@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.errors import UserError
 from learner.flat import pieces, together
 from learner.module import Parameter
 
@@ -90,6 +91,8 @@ class Span:
             else:
                 changed = part(flat, grad, state, **hypers)
                 grad = grad if changed is None else changed
+        if len(state) != self.n_states and (odd := [name for name, t in state.items() if not isinstance(t, Tensor)]):
+            raise UserError(f"the optimizer's state {odd[0]!r} is {state[odd[0]]!r}: keep it as torch.tensor(...)")
 
     def _by_element(self, tensor: Tensor) -> bool:
         return tensor.shape == self.flat.shape

@@ -173,7 +173,7 @@ def make_plan(config: Config, split: Split) -> Plan:
         frozen_epochs=config.fine_tune,
         schedule=config.schedule,
         lr=0.0 if isinstance(config.lr, str) else config.lr,
-        momentum=config.own_momentum,
+        momentum=config.own_momentum or 0.0,
         body_share=config.body_lr,
         momentums=config.momentums,
         sizes=config.sizes,

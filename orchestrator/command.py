@@ -9,8 +9,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cluster.signals import shielded
 from learner.errors import UsageError, UserError, lacks_memory, printable
 from orchestrator.stop import Interrupted, too_late
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 # what is left where a command is cut short: one that trains, one that looks at a finished run
 KEPT = "epochs that were done, if any, are in history.csv"
 UNCHANGED = "the run's files are as they were"
+
+_ended_by: list[int] = []  # the signal
 
 REMEDIES = {
     errno.ENOSPC: "make room, or name another disk with --runs DIR",
@@ -46,9 +50,9 @@ def command(
     """`read` the command line of `python -m orchestrator.NAME` and `run` what it asks for.
 
     `kept` says what is left of one that was cut short. The exit code: 0 done, 1 failed, 2 asked for the impossible,
-    130 Ctrl-C, 141 nobody reads on what is printed; SIGTERM ends the process with 143, the end of its terminal (SIGHUP,
-    but under nohup) with 129.
+    130 Ctrl-C, 141 nobody reads on what is printed, 143 SIGTERM, 129 the end of its terminal (SIGHUP, but under nohup).
     """
+    _ended_by.clear()
     arguments = sys.argv[1:] if argv is None else argv
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -60,6 +64,7 @@ def command(
         _refuse_lost_place()
         config = read(arguments, name)
         debug = debug or getattr(config, "debug", False)
+        _start_threads()
         run(config)
         return 0
     except Interrupted as stopped:
@@ -68,8 +73,25 @@ def command(
     except KeyboardInterrupt:
         print(f"\ninterrupted: workers are stopped, {kept}", file=sys.stderr)
         return 130
+    except SystemExit:
+        if not _ended_by:  # --help
+            raise
+        with suppress(OSError):  # the terminal may be gone
+            print(f"\nended from outside: workers are stopped, {kept}", file=sys.stderr)
+        return 128 + _ended_by[0]
     except (UserError, MemoryError, RuntimeError, OSError) as error:
         return _end_by(error, kept, debug)
+
+
+def _start_threads() -> None:
+    """Have the threads of numpy and torch, which live on, never be the ones to hear of SIGTERM and SIGHUP.
+
+    While Ray starts this one does not (see OwnCluster), and C++ of Ray's that ends the process would run in theirs.
+    """
+    with shielded():
+        import torch  # brings numpy
+
+        torch.ones(2**16 * torch.get_num_threads()).exp()  # enough that each thread has its part
 
 
 def _end_by(error: Exception, kept: str, debug: bool) -> int:
@@ -124,6 +146,7 @@ def _reader_has_left() -> bool:
 def _terminate(number: int, frame: object) -> NoReturn:
     for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
+    _ended_by.append(number)  # since within Ray's C++ the code is lost
     raise SystemExit(128 + number)
 
 

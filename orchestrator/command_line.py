@@ -197,6 +197,8 @@ def read_file(file: str) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--config {file} can't be read: {reason}") from error
     values = {name.replace("-", "_"): value for name, value in entries.items()}
+    if twice := [name for name in entries if name.replace("-", "_") != name and name.replace("-", "_") in entries]:
+        raise UsageError(f"--config {file} has both {twice[0]} and {twice[0].replace('-', '_')}: drop one of the two")
     for name in values:
         if name not in _fields():
             raise UsageError(f"--config {file}: " + _unknown(name, list(_fields())))

@@ -202,7 +202,7 @@ class Config:
         self._require("cpus", _is_count(self.cpus), "1 or more, or a range MIN:MAX such as 2:8")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "at least 0 and below 1")
-        self._require("momentum", self.optimizer != "nesterov" or self.own_momentum > 0, "above 0 with nesterov")
+        self._require("momentum", self.optimizer != "nesterov" or self.own_momentum != 0, "above 0 with nesterov")
         self._require("augmentation", self.augmentation is None or self.augment == "full", "used with --augment full")
         self._require("augmentation", bool(AUGMENTATION.fullmatch(self.augmentation or "")), "NAME=VALUE,NAME=LOW:HIGH")
         mixing = self.mixup or self.cutmix
@@ -214,6 +214,9 @@ class Config:
                       "above 0, auto or own")  # fmt: skip
         self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
                       "letters, digits and . _ + - only")  # fmt: skip
+        self._require("schedule", self.schedule == "one_cycle" or not self.fine_tune,
+                      "left out with --fine-tune, which has its own")  # fmt: skip
+        self._require("momentum", self.momentum is None or self.moms is None, "left out with --moms, which sets it")
         self._require("body_lr", 0 < self.body_lr < math.inf, "above 0")
         self._require("body_lr", self.body_lr == 1 or not self.fine_tune, "left out with --fine-tune, which sets it")
         self._require("lsuv", not (self.lsuv and self.init), "left out with --init, whose weights it would replace")
@@ -246,9 +249,9 @@ class Config:
             raise UsageError(f"{flag(name)} {shown(getattr(self, name))} is not possible: it must be {rule}")
 
     @property
-    def own_momentum(self) -> float:
-        "`momentum`, or the optimizer's own."
-        return MOMENTUMS.get(self.optimizer, 0.0) if self.momentum is None else self.momentum
+    def own_momentum(self) -> float | None:
+        "`momentum`, or the optimizer's own; None where that is not known here."
+        return MOMENTUMS.get(self.optimizer) if self.momentum is None else self.momentum
 
     @property
     def momentums(self) -> tuple[float, float, float] | None:

@@ -172,7 +172,8 @@ def fingerprint(gang: Gang, when: str) -> str:
         if any(prints.count(one) == prints.count(common) for one in prints if one != common):
             who = "as many hold one thing as another, so that nobody can tell which ranks are wrong"
         raise Replicas(
-            f"replicas differ {when}, first in {first}: {who}: {prints}; --resume last goes back to where they agree"
+            f"replicas differ {when}, first in {first}: {who}: {prints}; --resume last goes back to the last "
+            "checkpoint, where they agree. If it comes again, sum what workers make of their own samples over them all"
         )
     return common
 
@@ -192,7 +193,7 @@ def one_pass(
     Every sample must be counted once, or have been skipped. Raises Stopped if `stop()` says so first, or where the
     workers fail.
     """
-    tally, done, epoch = place.tally or Tally(), place.batch, place.epoch
+    tally, done, epoch = (place.tally or Tally()).go_on(), place.batch, place.epoch
     wanted, part = (plan.n_train, "training") if train else (plan.n_valid, "validation")
     due = tally.seen + max(0, wanted - done * plan.batch_size)  # images may be others than before a pause
     try:

@@ -45,7 +45,7 @@ def run(config: Config) -> dict[str, float | None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the command line."
-    return command("find_lr", run, argv)
+    return command("find_lr", run, argv, kept="no rate was found")
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ class LoadedRun:
             raise
         except Exception as error:  # safetensors raises what its parser, torch or the system raise
             raise UsageError(f"{file} can't be read: {reason(error)}; {REMEDY}") from error
-        if strays := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
-            raise UsageError(f"{file}: {strays[0]} is of {tensors[strays[0]].dtype}, no floating point; {REMEDY}")
-        self._fill("meta", tensors)
+        for name, own in self._fill("meta", tensors).state_dict().items():
+            if tensors[name].is_floating_point() != own.is_floating_point():
+                raise UsageError(f"{file}: {name} is of {tensors[name].dtype}, the model's of {own.dtype}; {REMEDY}")
         return tensors
 
     def model(self) -> Module:
@@ -108,7 +108,8 @@ class LoadedRun:
 
     def arrays(self) -> dict[str, np.ndarray]:
         "The weights as they travel to workers."
-        return {name: tensor.float().numpy() for name, tensor in self.tensors().items()}
+        tensors = self.tensors().items()
+        return {name: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for name, tensor in tensors}
 
     def _fill(self, device: str, tensors: Mapping[str, Tensor]) -> Module:
         "The model with these weights; on the device meta that costs nothing, and finds all that does not fit."

@@ -21,9 +21,9 @@ def range_test(plan: Plan, gang: Gang, on_step: Callable[[int], None] = lambda d
     test, before = RangeTest(), fingerprint(gang, "before the LR finder")
     kept = gang.call_first("snapshot")
     for reports in gang.stream(_chunks(plan, test)):
-        for loss in reports[0].losses:
-            if not test.finished:
-                test.add(loss)
+        for loss, n in zip(reports[0].losses, reports[0].counts):
+            if not test.finished:  # a batch without a readable image tells nothing, and moves nothing
+                test.add(loss if n or not test.losses else test.losses[-1])
         on_step(len(test.losses))
     gang.call("load", kept)
     after = fingerprint(gang, "after the LR finder")

@@ -90,8 +90,9 @@ class Saver:
         return self._written
 
     def close(self) -> None:
-        "Write what is left to write."
+        "Write what is left to write; raises what went wrong in it."
         self._thread.shutdown()
+        self.finish()
 
     def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], best: int) -> bool:
         try:

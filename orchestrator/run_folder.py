@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.rank_learner import METRICS
 from learner.errors import UsageError
 from learner.reading import read_bytes
 
@@ -24,7 +25,7 @@ MODEL, ABOUT = "model.safetensors", "model.json"
 LR_CURVE = "lr_finder.csv"
 BAD_IMAGES = "bad_images.csv"
 LIST_LIMIT = 2**28  # bytes
-HISTORY = ("epoch", "train_loss", "valid_loss", "accuracy", "lr", "images_per_second", "seconds")
+HISTORY = ("epoch", "train_loss", "valid_loss", *METRICS, "lr", "images_per_second", "seconds")
 
 
 class RunFolder:

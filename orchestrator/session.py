@@ -220,8 +220,10 @@ def open_session(config: Config, again: bool = False) -> Iterator[Session]:
                 tracker.log_fault(f"stopped: {error}")
                 raise
             finally:
-                saver.close()
-                gang.close()
+                try:
+                    saver.close()
+                finally:
+                    gang.close()
         finally:
             tracker.close()
 

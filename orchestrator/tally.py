@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class Tally:
 
     @classmethod
     def of_json(cls, saved: Mapping[str, Any]) -> Tally:
-        "What `as_json` wrote, with the clock running on."
+        "What `as_json` wrote; the clock stands until `go_on`."
         tally = cls()
         tally.totals.update({str(name): float(total) for name, total in saved["totals"].items()})
         tally.bad_images = [(str(file), str(reason)) for file, reason in saved["bad_images"]]
@@ -90,8 +90,12 @@ class Tally:
         for rank, parts in saved["seconds"].items():
             tally.seconds[int(rank)].update({part: float(seconds) for part, seconds in parts.items()})
         tally.elapsed, tally.spoiled = float(saved["elapsed"]), int(saved["spoiled"])
-        tally.started -= tally.elapsed
         return tally
+
+    def go_on(self) -> Self:
+        "Let the clock run from here on, behind what was counted before a pause."
+        self.started = time.perf_counter() - self.elapsed
+        return self
 
     def means(self) -> dict[str, float]:
         "Loss and metrics per sample."

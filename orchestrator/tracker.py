@@ -11,17 +11,16 @@ import torch
 from PIL.Image import Image
 
 from cluster.messages import Report
+from cluster.rank_learner import METRICS
 from learner.callbacks.activations import BINS, LIMIT, layer_stats
-from learner.metrics import accuracy
 from orchestrator.board import Board
 from orchestrator.phases import Phases
 from orchestrator.run_folder import RunFolder
 from orchestrator.tally import Tally, layer_sums
 from orchestrator.terminal import Terminal
 
-METRIC = accuracy.__name__
 AMPLE = 0.2  # seconds of a chunk: the next one, which is under way by then, lasts about as long
-COLUMNS = ("epoch", "train_loss", "valid_loss", METRIC, "images/s", "time")
+COLUMNS = ("epoch", "train_loss", "valid_loss", *METRICS, "images/s", "time")
 
 
 class Tracker:
@@ -93,7 +92,7 @@ class Tracker:
             "epoch": epoch,
             "train_loss": learned["loss"],
             "valid_loss": measured["loss"],
-            METRIC: measured[METRIC],
+            **{name: measured[name] for name in METRICS},
             "lr": lr,
             "images_per_second": train.images_per_second(),
             "seconds": train.elapsed + valid.elapsed,
@@ -101,11 +100,11 @@ class Tracker:
         self.record(f"{self.folder.path}", self._restore)
         self._catch_up()
         self.record("history.csv", self.folder.add_history, row)
-        scalars = {f"epoch/{key}": row[key] for key in ("train_loss", "valid_loss", METRIC)}
-        scalars[f"epoch/train_{METRIC}"] = learned[METRIC]
+        scalars = {f"epoch/{key}": row[key] for key in ("train_loss", "valid_loss", *METRICS)}
+        scalars |= {f"epoch/train_{name}": learned[name] for name in METRICS}
         self.board.add_steps(step, [{**scalars, **speed(train)}])
         minutes, seconds = divmod(round(row["seconds"]), 60)
-        losses = (f"{row[key]:.6f}" for key in ("train_loss", "valid_loss", METRIC))
+        losses = (f"{row[key]:.6f}" for key in ("train_loss", "valid_loss", *METRICS))
         self.terminal.row([f"{epoch}", *losses, f"{row['images_per_second']:.0f}", f"{minutes:02d}:{seconds:02d}"])
         if (compiling := train.longest("compiling")) >= 1:
             self.terminal.write(f"note: epoch {epoch} includes {compiling:.1f} s of compiling")

@@ -8,6 +8,7 @@ import torch
 
 from learner.learner import Callback
 from learner.module import Parameter
+from learner.optimizer import settable
 
 
 class Accumulate(Callback):
@@ -23,8 +24,8 @@ class Accumulate(Callback):
         self.n_batches, self.samples = n_batches, 0
 
     def after_opt(self) -> None:
-        "Have the optimizer divide the sums that have come together."
-        self.opt.then(self.divide)
+        "Have the optimizer divide the sums that have come together; UserError for one of torch's."
+        settable(self.opt).then(self.divide)
 
     def before_batch(self) -> None:
         "Decide whether this batch takes the step, and where in the larger batch its samples stand."
@@ -51,9 +52,17 @@ class Accumulate(Callback):
         self.samples = 0
 
     def cleanup_batch(self) -> None:
-        "A batch by itself is the whole one."
+        "A batch by itself is the whole one. A step that was cancelled is cancelled with all its parts."
         self.learner.rows = None
+        if self.last_part:
+            self.cleanup_epoch()
+
+    def cleanup_epoch(self) -> None:
+        "Forget what came together for a step that the epoch, or the fit, has ended before."
+        if self.samples:
+            self.learner.zero_grad()
+            self.samples = 0
 
     def cleanup_fit(self) -> None:
         "Let every batch take its step again; a fit may have ended before one, such as the LR finder's."
-        self.learner.last_part, self.samples = True, 0
+        self.learner.last_part = True

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from learner.learner import Callback
 from learner.module import Parameter
+from learner.optimizer import settable
 
 
 def clip_norm(params: Sequence[Parameter], bound: float) -> Tensor:
@@ -28,5 +29,5 @@ class ClipGradients(Callback):
         self.bound = bound
 
     def after_opt(self) -> None:
-        "Have the optimizer call `clip_norm` between reducing and updating."
-        self.opt.then(lambda params: clip_norm(params, self.bound))
+        "Have the optimizer call `clip_norm` between reducing and updating; UserError for one of torch's."
+        settable(self.opt).then(lambda params: clip_norm(params, self.bound))

@@ -74,6 +74,9 @@ class Compile(Callback):
         if self.off or not self.worth or not self.model.training or self._obstacle():
             return
         self._note_sharing()
+        if (replaced := (self.learner.forward, self.learner.loss_func)) != self.plain:
+            self.plain = replaced
+            self._forget()
         x, y = self.batch
         trained = sum(p.requires_grad for p in self.model.parameters())
         kind = x.shape, x.stride(), y.shape, y.dtype, trained

@@ -1,4 +1,4 @@
-"EMA: an exponential moving average of the weights, which is what gets validated and saved."
+"EMA: an exponential moving average of the weights, which is what gets validated, and what a run saves."
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class EMA(Callback):
     """Average parameters and buffers over steps: Polyak and Juditsky, 1992.
 
     average = decay * average + (1 - decay) * weights, with a decay that rises as (1 + step) / (10 + step) up to
-    `decay`, so that the first weights are soon forgotten. `average` maps the state_dict's names to tensors.
+    `decay`, so that the first weights are soon forgotten. `average` maps the state_dict's names to tensors; behind a
+    fit the model has its weights again, and gets what was validated by `learn.model.load_state_dict(ema.average)`.
     """
 
     order = 30

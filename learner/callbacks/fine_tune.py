@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from learner.learner import Callback, Learner
+from learner.optimizer import settable
 from learner.schedule import fine_tuning
 
 
@@ -11,6 +12,10 @@ class FineTune(Callback):
 
     def __init__(self, lr: float = 2e-3, frozen_epochs: int = 1) -> None:
         self.lr, self.frozen_epochs = lr, frozen_epochs
+
+    def after_opt(self) -> None:
+        "UserError for an optimizer of torch's."
+        settable(self.opt)
 
     def before_epoch(self) -> None:
         "Freeze or unfreeze."
@@ -32,5 +37,8 @@ def fine_tune(learn: Learner, n_epochs: int, lr: float = 2e-3, frozen_epochs: in
     `groups.replace_head` first.
     """
     learn.freeze()  # refuses a learner of one group
-    with learn.added(FineTune(lr, frozen_epochs)):
-        learn.fit(frozen_epochs + n_epochs)
+    try:
+        with learn.added(FineTune(lr, frozen_epochs)):
+            learn.fit(frozen_epochs + n_epochs)
+    finally:
+        learn.unfreeze()

@@ -9,8 +9,10 @@ from torch import Tensor
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.progress import Progress
 from learner.callbacks.track import TrackResults
+from learner.errors import UserError
 from learner.learner import Callback, CancelEpochException, CancelFitException, Learner
 from learner.lr_range import RangeTest, suggest
+from learner.optimizer import settable
 
 
 class LRFinder(Callback):
@@ -33,7 +35,8 @@ class LRFinder(Callback):
         self.total, self.samples = 0.0, 0
 
     def after_opt(self) -> None:
-        "Keep the state that training changes, now that all callbacks have theirs."
+        "Keep the state that training changes, now that all callbacks have theirs; UserError for a torch optimizer."
+        settable(self.opt)
         self.saved = [_copy(part.state_dict()) for part in self._parts()]
         self.shuffled = getattr(self.dls.train, "epoch", None)
 
@@ -81,15 +84,22 @@ def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def lr_find(learn: Learner, start: float = 1e-6, end: float = 10.0, n_steps: int = RangeTest.steps) -> LRFinder:
     """Test rates from `start` to `end` on `learn`, over as many epochs as `n_steps` steps take; see LRFinder.
 
-    Without table, bars and records. Afterwards the learner is as it was before, and trains as if nothing had been.
+    Without table, bars and records, but callbacks of one's own hear of the steps. Afterwards the learner is as it was
+    before, and trains as if nothing had been. UserError if a callback ends the test before enough is known.
     """
     finder, quiet = LRFinder(start, end, n_steps), (ActivationStats, Progress, TrackResults)
     kept = [(cb, _copy(state)) for cb in learn.cbs if (state := cb.state_dict())]  # a fit begins an average anew
+    n_epochs = learn.n_epochs
     try:
         with learn.added(finder):
             learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, quiet)]
             learn.fit(n_steps)  # an epoch is a step or more, and the finder ends the fit
     finally:
+        learn.n_epochs = n_epochs
         for cb, state in kept:
             cb.load_state_dict(state)
+    if not finder.test.finished:
+        raise UserError(
+            f"a callback ended the test of rates after {len(finder.test.losses)} of {n_steps} steps: drop it"
+        )
     return finder

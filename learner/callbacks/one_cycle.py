@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from learner.learner import Callback
-from learner.optimizer import Rate, spread
+from learner.optimizer import Rate, settable, spread
 from learner.schedule import one_cycle, one_cycle_momentum
 
 
@@ -23,6 +23,10 @@ class OneCycle(Callback):
     def before_fit(self) -> None:
         "Forget the rates of an earlier fit."
         self.lrs = []
+
+    def after_opt(self) -> None:
+        "UserError for an optimizer of torch's."
+        settable(self.opt)
 
     def before_batch(self) -> None:
         "Set the rate of this step."

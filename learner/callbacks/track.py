@@ -8,10 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from learner.errors import UserError
 from learner.learner import Callback
 from learner.metrics import Sums, accuracy, means
 
 Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+OWN = ("epoch", "loss", "valid_loss", "time")  # what a row has besides metrics and train_...
 
 
 def total(column: list[Tensor]) -> float:
@@ -23,11 +27,17 @@ class TrackResults(Callback):
     """Sum the loss and `metrics` (functions that give a batch's sum) and, each epoch, write a row of their means.
 
     Rows go to the learner's `write_row`, where a callback such as Progress has put one, else to `print`; they are kept
-    in `history`.
+    in `history`. UserError for metrics without names, or of a name that a row has already.
     """
 
     def __init__(self, metrics: Mapping[str, Metric] | None = None) -> None:
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise UserError(f"metrics {metrics!r} have no names: give them as {{'accuracy': accuracy}}")
         self.metrics = {"accuracy": accuracy} if metrics is None else dict(metrics)
+        if taken := [name for name in self.metrics if name in OWN or name.startswith("train_")]:
+            raise UserError(
+                f"a metric can't be called {taken[0]!r}, as something else in a row is: choose another name"
+            )
         self.history: list[dict[str, float]] = []
         self.row: dict[str, float] = {}
 
@@ -53,7 +63,7 @@ class TrackResults(Callback):
         self.losses.append(self.learner.loss_total())
         self.ns.append(len(self.batch[1]))
         for name, metric in self.metrics.items():
-            self.sums[name].append(metric(self.preds.detach(), self.batch[1]))
+            self.sums[name].append(torch.as_tensor(metric(self.preds.detach(), self.batch[1])))
 
     def totals(self) -> Sums:
         "The sums and counts since `reset`, as numbers."

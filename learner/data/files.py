@@ -169,7 +169,11 @@ def list_files(
 
 
 def check_parts(parts: Parts, names: Sequence[str]) -> Parts:
-    "The parts, if both have images and none is named twice; else UsageError."
+    "The parts, if both have images and none is named twice; else UsageError. Numbers may be tensors' or arrays'."
+    try:
+        parts = [int(i) for i in parts[0]], [int(i) for i in parts[1]]
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise UsageError(f"the splitter must give two lists of images' numbers, train and validate: {error}") from error
     for part, what in zip(parts, ("train", "validate")):
         if not len(part):
             raise UsageError(f"none of {len(names)} images is left to {what}; split them otherwise")

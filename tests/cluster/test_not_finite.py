@@ -82,6 +82,19 @@ def test_a_skipped_step_leaves_only_its_number(nan_job: Job) -> None:
     one.close()
 
 
+def test_a_skipped_steps_layers_are_counted_once(nan_job: Job) -> None:
+    "Who looks for the culprit goes through the batch once more."
+    counts = []
+    for spoiled in (False, True):
+        one = solo(replace(nan_job, on_nan="skip", ema=0.0, activations=True))
+        if spoiled:
+            spoil(one, 0)
+        found = one.run(Chunk(True, 0, 0, 0, (FINE,))).activations[0]
+        counts.append({name: sums[0] for name, sums in found.items()})
+        one.close()
+    assert counts[0] == counts[1] and counts[0]
+
+
 def test_a_probe_may_see_infinity(nan_job: Job) -> None:
     one = solo(nan_job)
     report = one.run(Chunk(True, 0, 0, 0, ({"lr": 1e30},) * 4, probe=True))

@@ -11,9 +11,11 @@ from learner.data.augment import Augment
 from learner.data.files import open_split
 from learner.data.loader import DataLoader, DataLoaders, Dataset
 from learner.data.normalize import Normalize
+from learner.errors import UserError
 from learner.learner import Callback, CancelEpochException, Learner
 from learner.losses import cross_entropy
 from learner.lr_range import suggest
+from learner.metrics import accuracy
 from learner.models import simple_cnn, simple_cnn_bn
 from learner.module import Module, Parameter
 
@@ -221,3 +223,18 @@ def test_results_are_told_where_a_callback_skips_training(capsys) -> None:
     learn.dls = DataLoaders(learn.dls.train, learn.dls.train)
     learn.fit(2)
     assert [(row["epoch"], row["valid_loss"]) for row in track.history] == [(0, 5.0), (1, 6.0)]
+
+
+@pytest.mark.parametrize(("metrics", "told"), [
+    ([accuracy], "have no names"), ({"loss": accuracy}, "'loss'"), ({"time": accuracy}, "'time'"),
+    ({"train_accuracy": accuracy}, "'train_accuracy'"), ({"valid_loss": accuracy}, "'valid_loss'"),
+])  # fmt: skip
+def test_metrics_that_would_take_anothers_place_are_refused(metrics, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        TrackResults(metrics)
+
+
+def test_a_metric_may_give_a_number_of_pythons(capsys) -> None:
+    track = TrackResults({"answers": lambda preds, targets: 2 * len(targets)})
+    chained([1.0, 1.0], 1, track).fit(1)
+    assert track.history[0]["train_answers"] == 2

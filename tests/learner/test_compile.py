@@ -16,6 +16,7 @@ from learner.data.normalize import Normalize
 from learner.dropout import Dropout
 from learner.layers import Activation, AdaptivePool, ConvLayer, Linear
 from learner.learner import Callback, Learner
+from learner.losses import cross_entropy
 from learner.module import Module, Sequential
 from tests.pretend_gpu import pretended
 
@@ -93,6 +94,17 @@ def test_what_is_not_worth_it_goes_as_it_is(graphs: Graphs) -> None:
 
 
 @pytest.mark.slow
+def test_a_loss_that_is_replaced_meanwhile_is_heeded(graphs: Graphs) -> None:
+    class Milder(Callback):
+        def before_epoch(self) -> None:
+            if self.epoch == 1:
+                self.learner.loss_func = lambda preds, targets: cross_entropy(preds, targets) * 0.5
+
+    data = batches(8, 8)
+    assert same(fitted(data, Milder(), Compile(print), epochs=3), fitted(data, Milder(), epochs=3))
+    assert len(graphs) == 4, "both anew"
+
+
 def test_frozen_layers_stay(graphs: Graphs) -> None:
     nets = [model(), model()]
     for net in nets:

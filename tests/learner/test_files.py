@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from learner.data.files import (
     EXTENSIONS,
@@ -183,6 +185,14 @@ def test_what_a_function_lists_is_sorted_and_named(tmp_path: Path) -> None:
 def test_parts_that_are_none_are_refused(parts: tuple[list[int], list[int]], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         check_parts(parts, ["a", "b", "c"])
+
+
+def test_parts_may_be_numbers_of_any_kind(tmp_path: Path) -> None:
+    for kind in (torch.tensor, np.array, tuple):
+        assert check_parts((kind([2, 0]), kind([1])), ["a", "b", "c"]) == ([2, 0], [1])
+    for none in (([0], None), 3, ([0],), (["a"], [1])):
+        with pytest.raises(UsageError, match="must give two lists of images' numbers"):
+            check_parts(none, ["a", "b", "c"])  # type: ignore[arg-type]
 
 
 def test_the_vocab_encodes_and_a_labelled_set_has_a_length() -> None:

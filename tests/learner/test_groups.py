@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from learner.batchnorm import BatchNorm
 from learner.errors import UserError
-from learner.groups import body_and_head, freeze_to, layer_groups, no_decay_groups, one_group
+from learner.groups import (
+    body_and_head,
+    freeze_to,
+    head_names,
+    layer_groups,
+    no_decay_groups,
+    one_group,
+    replace_head,
+)
 from learner.layers import ConvLayer, Flatten, Linear
 from learner.learner import Learner
 from learner.models import MODELS, build, simple_cnn_bn
@@ -41,6 +49,15 @@ def test_body_and_head_cuts_before_the_last_layer(name) -> None:
 def test_a_model_without_a_linear_layer_has_no_head() -> None:
     with pytest.raises(UserError, match="ConvLayer has no Linear layer"):
         body_and_head(ConvLayer(3, 4))
+
+
+def test_a_head_that_is_named_so_is_the_head() -> None:
+    class Gated(Module):
+        def __init__(self) -> None:
+            self.head, self.gate = Linear(4, 3), Linear(4, 4)
+
+    assert head_names(Gated()) == ["head.weight", "head.bias"]
+    assert replace_head(model := Gated(), 7).head.weight.shape == (7, 4) and model.gate.weight.shape == (4, 4)
 
 
 def test_a_splitter_that_forgets_or_repeats_a_parameter_is_refused() -> None:

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from torch.nn import functional as F
 
 from learner.callbacks.outcomes import KeepOutcomes
 from learner.data.loader import DataLoader, DataLoaders
 from learner.errors import UserError
-from learner.figures import class_bars, confused_pairs, confusion_matrix, image_grid
+from learner.figures import BARS, class_bars, confused_pairs, confusion_matrix, image_grid
 from learner.interpret import Confused, Outcomes, most_confused
 from learner.learner import Learner
 from learner.models import linear
@@ -113,6 +114,14 @@ def test_long_titles_are_cut_where_the_next_picture_begins() -> None:
     width = one.shape[1] // 2
     assert (long[:15, width:] == one[:15, width:]).all() and (long[:15, :width] != one[:15, :width]).any()
     assert (long[:15, [0, -1]] == 255).all()
+
+
+@pytest.mark.parametrize(("n", "cut"), [(BARS, False), (BARS + 1, True)])
+def test_classes_that_are_left_out_are_mentioned_and_no_others(n, cut, monkeypatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text: told.append(text))
+    class_bars(torch.eye(n, dtype=torch.int64), [f"{number}" for number in range(n)])
+    assert ("those of the lowest f1" in told[0]) == cut
 
 
 @pytest.mark.parametrize("n", [1, 45])

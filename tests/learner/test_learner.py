@@ -1,6 +1,7 @@
 "The loop: the order of its events, what cancels them, and its arithmetic against the same loop written with torch."
 
 import copy
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -129,6 +130,34 @@ def test_a_cancelled_batch_takes_no_step_and_the_epoch_goes_on() -> None:
     one = learner(thrower("after_loss", CANCELS["batch"]), train=3)
     one.fit(1)
     assert one.global_step == 2
+
+
+@pytest.mark.parametrize("event", ["after_predict", "after_loss", "after_backward", "after_step"])
+def test_of_a_cancelled_batch_nothing_goes_into_the_next_step(event: str) -> None:
+    one, other = learner(thrower(event, CANCELS["batch"]), train=1), learner(train=1)
+    one.fit(2)
+    other.fit(2 if event == "after_step" else 1)
+    assert torch.equal(one.model.weight, other.model.weight)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CANCELS["fit"], CANCELS["epoch"]])
+def test_of_a_fit_that_was_cut_short_nothing_goes_into_the_next(error: type[BaseException]) -> None:
+    one, other = learner(thrower("after_backward", error)), learner()
+    with suppress(KeyboardInterrupt):
+        one.fit(1)
+    one.fit(1)
+    other.fit(1)
+    assert torch.equal(one.model.weight, other.model.weight)
+
+
+def test_callbacks_belong_to_the_learner_that_is_fitting() -> None:
+    seen: list[Learner] = []
+    shared = on_events(lambda self, event: seen.append(self.learner))
+    first, second = learner(shared), learner(shared)
+    first.fit(1)
+    assert set(seen) == {first}
+    second.fit(1)
+    assert set(seen) == {first, second}
 
 
 @pytest.mark.parametrize("name", ["before_batches", "after_losses", "cleanup_step", "after_pred"])

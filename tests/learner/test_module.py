@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from learner.errors import UserError
 from learner.module import Buffer, Module, Parameter, Sequential
 
 
@@ -164,3 +165,31 @@ def test_only_parameters_get_gradients_and_these_are_plain() -> None:
 def test_repr_shows_the_tree() -> None:
     text = repr(Sequential(Affine(2), Sequential(Affine(5))))
     assert "0: Affine(weight=(2,)" in text and "\n    0: Affine(weight=(5,)" in text
+
+
+class Holder(Module):
+    "Has one thing."
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+
+@pytest.mark.parametrize("kept", [
+    lambda: [Affine()], lambda: (None, Affine()), lambda: {"a": Affine()}, lambda: [Parameter(torch.zeros(1))],
+    lambda: torch.nn.Linear(2, 2), lambda: torch.nn.Parameter(torch.zeros(1)),
+    lambda: torch.nn.Sequential(torch.nn.Linear(1, 1)),
+])  # fmt: skip
+def test_what_would_never_be_trained_is_refused(kept) -> None:
+    with pytest.raises(UserError, match=r"Holder.thing is .* trained: "):
+        Holder(kept())
+
+
+@pytest.mark.parametrize("kept", [[1, 2], (torch.zeros(1),), {"a": 1}, torch.nn.ReLU(), torch.nn.Linear, "text"])
+def test_what_has_nothing_to_train_is_kept(kept) -> None:
+    assert Holder(kept).thing is kept and not Holder(kept).parameters()
+
+
+@pytest.mark.parametrize("layer", [torch.relu, torch.nn.ReLU(), None])
+def test_a_layer_that_is_no_module_is_refused(layer) -> None:
+    with pytest.raises(UserError, match=r"layer 1 of a Sequential is .*Lambda"):
+        Sequential(Affine(), layer)

@@ -118,6 +118,16 @@ def test_a_stepper_of_ones_own_declares_its_hyperparameters_by_its_signature() -
     assert opt.scale == 2.0
 
 
+def test_a_state_that_is_no_tensor_is_refused() -> None:
+    def counting(p, grad, state) -> None:
+        state["n"] = state.get("n", 0) + 1
+
+    tensors = params()
+    give_gradients(1, tensors)
+    with pytest.raises(UserError, match=r"state 'n' is 1: keep it as torch.tensor"):
+        Optimizer(tensors, [counting]).step()
+
+
 def test_zero_grad_writes_zeros_where_the_gradient_lies() -> None:
     tensors = params()
     give_gradients(1, tensors[:2])

@@ -1,17 +1,29 @@
 "Accumulation, clipping, averaged weights and mixed precision, each against a plain computation of the same."
 
 import copy
+from contextlib import suppress
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from learner.callbacks import EMA, Accumulate, ClipGradients, MixedPrecision, OneCycle, TrackResults, fine_tune, lr_find
+from learner.callbacks import (
+    EMA,
+    Accumulate,
+    ClipGradients,
+    FineTune,
+    LRFinder,
+    MixedPrecision,
+    OneCycle,
+    TrackResults,
+    fine_tune,
+    lr_find,
+)
 from learner.data.loader import DataLoaders
 from learner.errors import UserError
 from learner.groups import body_and_head, head_names, no_decay_groups, replace_head
 from learner.layers import BatchNorm, Linear
-from learner.learner import Callback, Learner
+from learner.learner import CANCELS, Callback, Learner
 from learner.losses import cross_entropy
 from learner.module import Module, Sequential
 from learner.optim import SGD, AdamW
@@ -47,6 +59,55 @@ def test_accumulated_batches_are_the_larger_batch(opt) -> None:
     for a, b in zip(ours.parameters(), theirs.parameters()):
         assert_close(a, b, rtol=1e-10, atol=1e-12)
     assert all(row["train_loss"] > 0 for row in tracked.history) and len(tracked.history) == 3
+
+
+@pytest.mark.parametrize(("event", "at", "error"), [
+    ("before_batch", 1, CANCELS["batch"]), ("after_backward", 1, CANCELS["batch"]),
+    ("before_batch", 1, CANCELS["epoch"]), ("after_backward", 0, CANCELS["epoch"]),
+    ("after_backward", 0, CANCELS["fit"]), ("after_loss", 1, KeyboardInterrupt),
+])  # fmt: skip
+def test_of_a_step_that_came_to_no_end_no_part_goes_into_the_next(event, at, error) -> None:
+    "Of two batches, which are to make one step."
+
+    class Once(Callback):
+        order, thrown = 99, False
+
+        def react(self) -> None:
+            if self.num == at and not Once.thrown:
+                Once.thrown = True
+                raise error
+
+    setattr(Once, event, Once.react)
+    ours, theirs, parts = model(), model(), batches([3, 5])
+    learn = Learner(ours, DataLoaders(parts), lr=0.1, cbs=[Accumulate(2), Once()])
+    with suppress(KeyboardInterrupt):
+        learn.fit(1)
+    assert Once.thrown and all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    learn.fit(1)
+    fit(theirs, parts, cbs=[Accumulate(2)], epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("cb", [OneCycle(0.1), Accumulate(2), ClipGradients(1.0), FineTune(), LRFinder()])
+def test_an_optimizer_of_another_make_is_refused_where_its_rate_or_step_is_changed(cb) -> None:
+    def sgd(groups, lr) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": group} for group in groups] if isinstance(groups[0], list) else groups, lr)
+
+    fit(model(), batches([3]), opt=sgd)
+    with pytest.raises(UserError, match=r"torch.optim.sgd.SGD can't be set: use one of learner.optim"):
+        fit(model(), batches([3]), opt=sgd, cbs=[cb])
+
+
+def test_a_test_of_rates_that_a_callback_ends_suggests_nothing() -> None:
+    class Ends(Callback):
+        def before_batch(self) -> None:
+            if self.epoch == 7:
+                raise CANCELS["fit"]
+
+    learn = Learner(model(), DataLoaders(batches([4])), lr=0.1, cbs=[Ends()])
+    with pytest.raises(UserError, match="after 7 of 100 steps"):
+        lr_find(learn)
+    assert learn.n_epochs == 0, "as before"
 
 
 def test_the_finder_sees_the_larger_batch_and_leaves_no_samples_behind() -> None:

@@ -177,6 +177,49 @@ def test_three_times_ctrl_c(training: Start, gap: float) -> None:
     assert driver.returncode == 130 and "Traceback" not in err and LAST_WORDS not in err
 
 
+@pytest.mark.parametrize("wait", [
+    0.9, pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.2, marks=pytest.mark.slow),
+    pytest.param(1.5, marks=pytest.mark.slow), pytest.param(2.0, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_sigterm_while_ray_and_the_workers_start(training: Start, descendants: Any, wait: float) -> None:
+    "Ray's C++ would print a stack, and end the process in its own way; or make of our exit code a 1."
+    driver, _ = training("starting 2 CPU workers")
+    time.sleep(wait)
+    below = list(descendants(driver.pid))
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=30)
+    assert driver.returncode == 143, err
+    assert err.strip().startswith("ended from outside: workers are stopped") and len(err.strip().splitlines()) == 1
+    assert gone(below, 5) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_rates_are_tested(user_environment: Any, small: Any, tmp_path: Path, number: int) -> None:
+    line = [
+        sys.executable,
+        "-u",
+        "-m",
+        "orchestrator.find_lr",
+        *small,
+        "--cpus",
+        "2",
+        "--arch",
+        "resnet18",
+        "--size",
+        "96",
+    ]
+    with subprocess.Popen(
+        line, env=user_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.rglob("lr_finder.csv")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        driver.send_signal(number)
+        _, err = driver.communicate(timeout=30)
+    assert driver.returncode == 128 + number and err == "\nended from outside: workers are stopped, no rate was found\n"
+
+
 def test_ctrl_c_while_ray_starts(training: Start, descendants: Callable[[int], dict[int, str]]) -> None:
     driver, _ = training("starting 2 CPU workers")
     deadline = time.monotonic() + 20

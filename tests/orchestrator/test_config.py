@@ -63,6 +63,14 @@ def test_each_optimizer_has_the_momentum_of_its_own() -> None:
         assert Config(optimizer=name, momentum=0.3).own_momentum == 0.3
     with pytest.raises(UsageError, match="--momentum 0 is not possible: it must be above 0 with nesterov"):
         Config(optimizer="nesterov", momentum=0)
+    assert Config(optimizer="one's own").own_momentum is None, "its default stands"
+
+
+def test_what_would_be_dropped_is_refused() -> None:
+    with pytest.raises(UsageError, match="--schedule constant is not possible: it must be left out with --fine-tune"):
+        Config(fine_tune=1, schedule="constant")
+    with pytest.raises(UsageError, match=r"--momentum 0\.5 is not possible: it must be left out with --moms"):
+        Config(moms="0.95,0.85,0.95", momentum=0.5)
 
 
 @pytest.mark.parametrize("moms", ["0,0.5,0.9", "0.9,0.5,1", "0.9,0.5", "0.9,.0,0.9"])

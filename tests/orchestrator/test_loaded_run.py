@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from learner.errors import UsageError
+from learner.models import build
+from learner.module import Buffer, Module
 from orchestrator.loaded_run import JSON_LIMIT, LoadedRun, find_model
 
 
@@ -133,6 +136,22 @@ def test_weights_that_were_cut_off_are_refused(run_copy, keep) -> None:
     file = run_copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     assert "can't be read" in refused(run_copy, "model.safetensors")
+
+
+def test_a_model_may_count_in_whole_numbers(run_copy, monkeypatch) -> None:
+    def counting(*args: Any) -> Module:
+        model = build(*args)
+        model.seen = Buffer(torch.zeros((), dtype=torch.int64))
+        return model
+
+    file = run_copy / "model.safetensors"
+    save_file({**load_file(file), "seen": np.array(2**40 + 1)}, file)
+    assert "unexpected: seen" in refused(run_copy, "model.safetensors")
+    monkeypatch.setattr("orchestrator.loaded_run.build", counting)
+    run = LoadedRun.open(str(run_copy))
+    assert run.model().state_dict()["seen"] == run.arrays()["seen"] == 2**40 + 1
+    save_file({**load_file(file), "seen": np.array(0.5)}, file)
+    assert "seen is of torch.float64, the model's of torch.int64" in refused(run_copy, "model.safetensors")
 
 
 def test_weights_that_are_missing_or_of_another_kind_are_refused(run_copy) -> None:

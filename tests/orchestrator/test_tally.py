@@ -92,6 +92,16 @@ def test_nothing_is_divided_by_nothing() -> None:
     assert tally.worker_speed() == {0: 0.0}
 
 
+def test_a_pause_is_not_counted() -> None:
+    before = Tally()
+    before.started -= 100
+    before.add([report(0, [6.0, 2.0], [3, 5])])
+    after = Tally.of_json(before.as_json())
+    after.started -= 1000  # workers that start
+    after.go_on().add([report(0, [6.0, 2.0], [3, 5])])
+    assert 100 <= before.elapsed <= after.elapsed < 101 and after.count == 16
+
+
 def test_a_slow_rank_is_known() -> None:
     tally = Tally()
     crawling = {"total": 12.0, "data": 0.5, "communication": 1.0}

@@ -3,6 +3,8 @@
 import csv
 import math
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from io import BytesIO
@@ -230,3 +232,26 @@ def test_activations_of_all_ranks_arrive_as_one_histogram(folder: RunFolder) -> 
     seen = scalars(folder)
     assert seen["activations_std/0_Linear"] == [(6, pytest.approx(numbers.std(correction=0).item()))]
     assert seen["activations_near_zero/0_Linear"] == [(6, pytest.approx((numbers.abs() < NEAR).double().mean().item()))]
+
+
+ANOTHER = """
+import sys
+import cluster.rank_learner as ranks
+from learner.metrics import top_k
+ranks.METRICS["top_2"] = top_k(2)
+ranks.NAMES = ("count", "loss", *ranks.METRICS)
+from orchestrator.launch import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_metric_that_is_added_is_shown_everywhere(small: list[str], tmp_path: Path) -> None:
+    line = [sys.executable, "-c", ANOTHER, *small, "--local", "--epochs", "2"]
+    said = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60).stdout
+    header = next(row.split() for row in said.splitlines() if row.startswith("epoch "))
+    assert header[3:5] == ["accuracy", "top_2"]
+    run = next(tmp_path.rglob("history.csv")).parent
+    rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
+    assert all(1 >= float(row["top_2"]) >= float(row["accuracy"]) for row in rows) and len(rows) == 2
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert {"epoch/top_2", "epoch/train_top_2"} <= {*events.Tags()["scalars"]}
