@@ -147,7 +147,7 @@ def suffer(gang: WatchedGang, case: Case) -> Outcome:
                 gang.mark("first new step")
             elif reports[0].chunk.first == STEPS // 2:
                 gang.marks = {"fault": time.monotonic()}
-                os.kill(gang.places[1].pid, case.signal)
+                os.kill(gang.locations[1].pid, case.signal)
         phases.append(durations(gang.marks))
         while gang.world_size < RANKS:
             time.sleep(0.1)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cluster.comms import Group
-from cluster.meeting import Meeting, Store
+from cluster.meeting import KeyStore, Meeting
 
 
 class Ranks:
@@ -18,7 +18,7 @@ class Ranks:
 
     def __init__(self, world_size: int, make: Callable[..., Callable[[], Any]], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self.results, self.store = context.Queue(), Store("127.0.0.1")
+        self.results, self.store = context.Queue(), KeyStore("127.0.0.1")
         self.asked = [context.Queue() for _ in range(world_size)]
         self.members = [
             context.Process(

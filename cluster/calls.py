@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.crew import Crew
 from cluster.faults import Failure, deadlocked, hang_limit, hung
-from cluster.meeting import Store
+from cluster.meeting import KeyStore
 from cluster.messages import Report
 from cluster.pulse import PERIOD, Watch
 from learner.errors import UserError
@@ -25,7 +25,7 @@ Asked = dict[int, Any]  # by rank, Ray's reference to the answer
 class Calls:
     "Asks the seats of a crew, and waits for the answers, in which it watches those who owe one. `group` is theirs."
 
-    def __init__(self, crew: Crew, store: Store) -> None:
+    def __init__(self, crew: Crew, store: KeyStore) -> None:
         self.crew, self.store, self.ray, self.group = crew, store, crew.ray, ""
         self.full = (self.ray.exceptions.OutOfDiskError, self.ray.exceptions.ObjectStoreFullError)
         self.watch = Watch(store)
@@ -67,7 +67,7 @@ class Calls:
     def result(self, rank: int, ref: Any) -> Any:
         "What a rank has answered, which is a Failure if its process is gone, was ended, or could not give it back."
         errors, member = self.ray.exceptions, self.crew.seated[rank]
-        host, pid = member.place.host, member.place.pid
+        host, pid = member.location.host, member.location.pid
         if member.ended:  # Ray would wait for the machine that has the answer, which may be cut off
             return Failure(rank, host, pid, "hung", member.ended)
         try:
@@ -96,7 +96,7 @@ class Calls:
         seated = self.crew.seated
         lives = {rank: self.watch.look(seated[rank].name) for rank in ranks if not seated[rank].ended}
         limit = hang_limit(self.steps[len(seated)], min(hang_after, STOPPING) if self.crew.stop() else hang_after)
-        away = [rank for rank in lives if seated[rank].place.node != self.crew.meeting.host]
+        away = [rank for rank in lives if seated[rank].location.node != self.crew.meeting.host]
         if lives and not off and deadlocked(lives, limit):
             return self._call_off(lives)
         for rank, wrong in hung(lives, limit, GRACE if off else None, away).items():

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.meeting import Meeting
 from cluster.ray_cluster import first_line, in_bundle, require
-from cluster.worker_process import Place, WorkerProcess
+from cluster.worker_process import Location, WorkerProcess
 from learner.errors import UsageError, UserError
 
 PLACEMENT_TIMEOUT = 60.0
@@ -40,7 +40,7 @@ class Workers:
     patience: float = 0.0
 
 
-NOWHERE = Place("unknown", 0, "")
+NOWHERE = Location("unknown", 0, "")
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class Member:
     bundle: int
     actor: Any
     answer: Any
-    place: Place = NOWHERE
+    location: Location = NOWHERE
     at_work: bool = False  # it has a Worker for the job of now
     unfit: bool = False  # it could not begin, nor is another one to try
     ended: str = ""  # why it had to be ended
@@ -132,7 +132,7 @@ class Crew:
             self.bench.remove(member)
             try:
                 self.ray.get(member.answer)
-                member.place = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
+                member.location = self.ray.get(member.actor.where.remote(), timeout=ANSWER)  # it may have ended since
                 self.lost[member.bundle] = 0
                 return member
             except self.ray.exceptions.RayError as error:
@@ -158,7 +158,7 @@ class Crew:
         if len(self.seated) < enough:
             why = self.why or "; where all is slow, --wait-for-workers SECONDS gives them longer"
             raise UserError(f"only {len(self.seated)} of {enough} workers started in {longest:g} s{why}")
-        self.seated.sort(key=lambda member: (member.place.node, member.bundle))
+        self.seated.sort(key=lambda member: (member.location.node, member.bundle))
 
     def _fill(self, count: int, wait: float) -> None:
         "Fill so many seats from the bench, as far as processes come up in `wait` seconds."
@@ -178,11 +178,11 @@ class Crew:
 
     def end(self, member: Member, why: str) -> None:
         "End a process, however stuck it is."
-        place = member.place
-        member.ended = why + (" (its process is stopped)" if stopped(place) else "")
-        if place.host == socket.gethostname() and _is_ours(place.pid):
+        location = member.location
+        member.ended = why + (" (its process is stopped)" if stopped(location) else "")
+        if location.host == socket.gethostname() and _is_ours(location.pid):
             with suppress(OSError):
-                os.kill(place.pid, signal.SIGKILL)  # Ray takes seconds to end a stopped process
+                os.kill(location.pid, signal.SIGKILL)  # Ray takes seconds to end a stopped process
         self.ray.kill(member.actor)
 
     def dismiss(self, member: Member, replace: bool) -> None:
@@ -208,10 +208,10 @@ def _is_ours(pid: int) -> bool:
         return False
 
 
-def stopped(place: Place) -> bool:
+def stopped(location: Location) -> bool:
     "Whether a process of this machine is stopped by a signal."
     try:
-        stat = Path(f"/proc/{place.pid}/stat").read_text()
+        stat = Path(f"/proc/{location.pid}/stat").read_text()
     except OSError:
         return False
-    return place.host == socket.gethostname() and stat.rpartition(")")[2].split()[0] == "T"
+    return location.host == socket.gethostname() and stat.rpartition(")")[2].split()[0] == "T"

@@ -37,7 +37,7 @@ class Meeting:
     group: str = "0"
 
 
-class Store:
+class KeyStore:
     """The key-value store in which ranks meet, hosted by the driver so that it outlives any of them.
 
     torch's own listener would bind every interface; the socket is bound here, to `host` alone, and handed over.
@@ -124,8 +124,8 @@ def cut_off(pairs: Iterable[tuple[int, int]]) -> set[int]:
     return found
 
 
-class StoreClient:
-    """A rank's own line to the Store, which a thread of its own may use. Raises StoreGone where that is.
+class KeyStoreClient:
+    """A rank's own line to the KeyStore, which a thread of its own may use. Raises StoreGone where that is.
 
     Or if its machine has not answered for `UNREACHABLE` seconds; a driver that is stopped for a while still does.
     """

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
-from cluster.meeting import Meeting, Store, StoreClient, StoreGone
+from cluster.meeting import KeyStore, KeyStoreClient, Meeting, StoreGone
 
 PERIOD = 0.2  # seconds between two signs
 HELD_UP = 5 * PERIOD  # between two looks: then it is the driver that stood still, and nobody is to blame for that
@@ -37,7 +37,9 @@ class Life:
     still: float
 
 
-def start_pulse(meeting: Meeting, name: str, look: Callable[[], Sign], listen: Callable[[StoreClient], object]) -> None:
+def start_pulse(
+    meeting: Meeting, name: str, look: Callable[[], Sign], listen: Callable[[KeyStoreClient], object]
+) -> None:
     """From a thread, tell the driver's store what `look` sees; write out all stacks when the driver asks for them.
 
     `listen` may ask the store for more. A process that can't reach the driver any more ends: nobody would ever tell it
@@ -47,7 +49,7 @@ def start_pulse(meeting: Meeting, name: str, look: Callable[[], Sign], listen: C
     def beat() -> None:
         shown = False
         try:
-            client = StoreClient(meeting)
+            client = KeyStoreClient(meeting)
             for beat_number in count():
                 sign = look()
                 text = json.dumps([beat_number, sign.moves, sign.step, sign.doing])
@@ -70,7 +72,7 @@ def start_pulse(meeting: Meeting, name: str, look: Callable[[], Sign], listen: C
 class Watch:
     "The driver's view of the pulses: when each of them last came, and last showed progress, by the driver's clock."
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: KeyStore, clock: Callable[[], float] = time.monotonic) -> None:
         self.store, self.clock = store, clock
         self._seen: dict[str, tuple[bytes, Sign, float, float]] = {}
         self._looked: dict[str, float] = {}

@@ -26,11 +26,11 @@ from cluster.faults import (
     verdict,
 )
 from cluster.gang import Seat
-from cluster.meeting import Store
+from cluster.meeting import KeyStore
 from cluster.messages import Chunk, Job, Report
 from cluster.ray_cluster import JoinedCluster, OwnCluster
 from cluster.signals import uninterrupted
-from cluster.worker_process import Place
+from cluster.worker_process import Location
 
 IN_FLIGHT = 2  # chunks: while the driver reads one report, every worker is busy with the next chunk
 SALVAGE = 60.0  # seconds for the state of a survivor to come over, when all else has failed
@@ -63,7 +63,7 @@ class RayGang:
         self.ray = self.cluster.ray
         done("Ray")
         try:
-            self.store = Store(self.cluster.host)
+            self.store = KeyStore(self.cluster.host)
             self.crew = Crew(self.ray, workers, self.tolerance.spares, self.store.meeting, self.log_folder)
             self.calls = Calls(self.crew, self.store)
             self.start(job, workers.count)
@@ -82,9 +82,9 @@ class RayGang:
         return len(self.seated)
 
     @property
-    def places(self) -> list[Place]:
+    def locations(self) -> list[Location]:
         "Where the workers are, by rank."
-        return [member.place for member in self.seated]
+        return [member.location for member in self.seated]
 
     def start(self, job: Job, world_size: int) -> None:
         "Seat that many processes, or at least as many as will do, and give them a job; what they did is forgotten."
@@ -250,7 +250,7 @@ class RayGang:
         self.generation += 1
         self.calls.group = f"{self.generation}"
         meeting = replace(self.store.meeting, group=self.calls.group)
-        nodes = [member.place.node for member in self.seated]
+        nodes = [member.location.node for member in self.seated]
         asked = {}
         for rank, member in enumerate(self.seated):
             node = nodes[rank]
@@ -273,7 +273,7 @@ class RayGang:
             if failures := failed(answers):
                 return failures
             state = snapshot[source]
-            if self.seated[source].place.node != self.store.meeting.host:  # which may be cut off before they have it
+            if self.seated[source].location.node != self.store.meeting.host:  # which may be cut off before they have it
                 state = self.calls.put(answers[source])
             if failures := failed(self._answers(self.calls.ask("load", state, ranks=lacking))):
                 return failures

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster.comms import Comm
-from learner.flat import pieces, places
+from learner.flat import places, views
 from learner.module import Parameter
 
 BUCKET = 8 * 2**20  # bytes: smaller ones cost more messages, larger ones leave more to do once backward has ended
@@ -45,7 +45,7 @@ class GradientSum:
         starts, length = places(params)
         self.flat = torch.zeros(length + 1 + extra, dtype=params[0].dtype, device=params[0].device)
         self.gradients, self.weight, self.tail = self.flat.split([length, 1, extra])
-        self.views = pieces(self.flat, params)
+        self.views = views(self.flat, params)
         for p, view in zip(params, self.views):
             p.grad = view
         self.buckets = self._cut(params, starts, bucket_bytes)

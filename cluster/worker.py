@@ -11,13 +11,13 @@ from torch import Tensor
 
 from cluster.comms import Comm, PeerLost
 from cluster.faults import NotFinite
+from cluster.local_batches import LocalBatches, dealt, own_bad
 from cluster.messages import Chunk, Job, Report
 from cluster.not_finite import ADVICE, FiniteGuard
 from cluster.rank_learner import NAMES, RankLearner, RankResults
 from cluster.reducer import GradientSum
 from cluster.replica import Replica
 from cluster.shards import LocalPart, n_batches
-from cluster.stream import LocalBatches, dealt, own_bad
 from learner.batchnorm import batchnorms
 from learner.callbacks.activations import ActivationStats
 from learner.callbacks.clip import ClipGradients

@@ -14,7 +14,7 @@ import torch
 from cluster.comms import GROUPS, Group
 from cluster.faults import Failure
 from cluster.gang import Seat
-from cluster.meeting import Meeting, StoreClient
+from cluster.meeting import KeyStoreClient, Meeting
 from cluster.messages import Job
 from cluster.pulse import Sign, start_pulse
 from cluster.ray_cluster import node_address
@@ -23,7 +23,7 @@ from learner.memory import keep_memory
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     "Where a process runs: host name, process number, and the address that tells its node from the others."
 
     host: str
@@ -46,9 +46,9 @@ class WorkerProcess:
         keep_memory()
         start_pulse(meeting, name, self.sign, self.listen)
 
-    def where(self) -> Place:
+    def where(self) -> Location:
         "Where this process is."
-        return Place(socket.gethostname(), os.getpid(), node_address())
+        return Location(socket.gethostname(), os.getpid(), node_address())
 
     def sign(self) -> Sign:
         "What this process is doing: called by the thread of its pulse."
@@ -57,7 +57,7 @@ class WorkerProcess:
             return Sign(0, -1, self.busy)
         return Sign(worker.moves, worker.step, "communication" if worker.comm.waiting else worker.doing)
 
-    def listen(self, store: StoreClient) -> None:
+    def listen(self, store: KeyStoreClient) -> None:
         "Wait no more for a group that the driver has called off: called by the thread of its pulse."
         group = self.group
         if group is not None and store.is_off(group.name):

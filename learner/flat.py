@@ -20,22 +20,22 @@ def places(like: Sequence[Tensor]) -> tuple[list[int], int]:
     return ends[:-1], ends[-2] + like[-1].numel()
 
 
-def pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+def views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     "Views of `flat` (n,) with the shapes and strides of `like`, so that all are in memory as these are."
     starts, first = places(like)[0], flat.storage_offset()
     return [flat.as_strided(t.shape, _strides(t), first + start) for t, start in zip(like, starts)]
 
 
 def together(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A flat tensor (n,), and its pieces in the shapes and strides of `like`, with the numbers of `tensors`.
+    """A flat tensor (n,), and its views in the shapes and strides of `like`, with the numbers of `tensors`.
 
-    Where these lie in memory just so, they are the pieces and nothing is copied.
+    Where these lie in memory just so, they are the views and nothing is copied.
     """
     starts, length = places(like)
     if _lie_at(tensors, like, starts):
         return tensors[0].as_strided((length,), (1,)), list(tensors)
     flat = torch.zeros(length, dtype=tensors[0].dtype, device=like[0].device)
-    copies = pieces(flat, like)
+    copies = views(flat, like)
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.copy_(tensor)
     return flat, copies

@@ -76,8 +76,8 @@ def freeze_to(model: Module, groups: Sequence[Sequence[Parameter]], n: int) -> N
             p.requires_grad_(number >= n % len(groups) or p in norms)
 
 
-def plain_groups(model: Module, splitter: Splitter = one_group) -> list[dict[str, Any]]:
-    "Groups for an optimizer: the splitter's."
+def plain_groups(model: Module, splitter: Splitter) -> list[dict[str, Any]]:
+    "Groups for an optimizer, as `no_decay_groups` gives them: the splitter's, all of which decay."
     return [{"params": group} for group in layer_groups(model, splitter)]
 
 

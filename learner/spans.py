@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learner.errors import UserError
-from learner.flat import pieces, together
+from learner.flat import together, views
 from learner.module import Parameter
 
 State = dict[str, Tensor]
@@ -51,8 +51,8 @@ class Span:
 
     def past(self) -> Past:
         "The state of each parameter, in its own shape: live memory."
-        views = {name: pieces(t, self.params) for name, t in self.state.items() if self._by_element(t)}
-        return {p: self.state | {name: of[n] for name, of in views.items()} for n, p in enumerate(self.params)}
+        split = {name: views(t, self.params) for name, t in self.state.items() if self._by_element(t)}
+        return {p: self.state | {name: of[n] for name, of in split.items()} for n, p in enumerate(self.params)}
 
     def update(self, parts: Sequence[tuple[Part, Sequence[str]]]) -> None:
         "Run the parts in turn, each with the gradient that the one before it left."
@@ -99,7 +99,7 @@ class Span:
 
     def _by_shape(self, part: Part, grad: Tensor, hypers: dict[str, Any]) -> Tensor:
         "What a part that looks at parameters as a whole makes of the gradient, or of the parameters."
-        given, made = pieces(grad, self.params), dict[int, Tensor]()
+        given, made = views(grad, self.params), dict[int, Tensor]()
         for numbers in self.alike:
             values = _stacked([self.params[n].data for n in numbers])
             result = part(values, _stacked([given[n] for n in numbers]), **hypers)

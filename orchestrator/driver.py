@@ -26,7 +26,7 @@ CHEAP = 0.6  # seconds of a pause for one; where it takes longer, they come as m
 
 OnEpoch = Callable[[dict[str, Any]], bool]
 OnPause = Callable[["Place"], object]
-Stop = Callable[[], bool]
+Halt = Callable[[], bool]
 
 
 def never() -> bool:
@@ -118,7 +118,7 @@ class Plan:
         body, head = spread(fine_tuning(step, frozen, self.steps, self.lr), 2)
         return {"lr": head, "body_lr": body} | ({"frozen": 1.0} if step < frozen else {})
 
-    def chunks(self, train: bool, epoch: int, pace: Pace, first: int = 0, stop: Stop = never) -> Iterator[Chunk]:
+    def chunks(self, train: bool, epoch: int, pace: Pace, first: int = 0, stop: Halt = never) -> Iterator[Chunk]:
         "The batches of a pass from `first` on, as chunks of the length that `pace` likes, until `stop()`."
         n = self.train_batches if train else self.valid_batches
         while first < n and not stop():
@@ -186,7 +186,7 @@ def first_difference(checksums: Sequence[Mapping[str, str]]) -> str:
 
 
 def one_pass(
-    plan: Plan, gang: Gang, tracker: Tracker, train: bool, place: Place, pace: Pace, stop: Stop = never
+    plan: Plan, gang: Gang, tracker: Tracker, train: bool, place: Place, pace: Pace, stop: Halt = never
 ) -> Tally:
     """Go through the training or validation set once, or through what is left of it at `place`.
 
@@ -248,7 +248,7 @@ class Due:
 
 
 def learn(
-    plan: Plan, gang: Gang, tracker: Tracker, place: Place, pace: Pace, stop: Stop, due: Due, on_pause: OnPause
+    plan: Plan, gang: Gang, tracker: Tracker, place: Place, pace: Pace, stop: Halt, due: Due, on_pause: OnPause
 ) -> Tally:
     "The training pass from `place` on; whenever a checkpoint is `due`, it pauses, and `on_pause` is told where."
     while True:
@@ -269,7 +269,7 @@ def train(
     tracker: Tracker,
     on_epoch: OnEpoch = lambda row: True,
     place: Place | None = None,
-    stop: Stop = never,
+    stop: Halt = never,
     on_pause: OnPause = lambda place: None,
 ) -> None:
     """Train and validate from `place` to the last epoch, or until `on_epoch` of an epoch's row says False.

@@ -22,7 +22,8 @@ from orchestrator.build import check_batch_size, make_gang, open_data, visible_d
 from orchestrator.command_line import EXAMINE
 from orchestrator.config import Config
 from orchestrator.driver import Pace, Plan
-from orchestrator.loaded_run import CONFIG, LoadedRun
+from orchestrator.loaded_run import LoadedRun
+from orchestrator.run_folder import CONFIG
 from orchestrator.summary import unreadable
 from orchestrator.terminal import Terminal
 

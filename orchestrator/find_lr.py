@@ -19,7 +19,7 @@ def run(config: Config) -> dict[str, float | None]:
     from learner.errors import UsageError
     from learner.figures import lr_curve
     from learner.lr_range import suggest
-    from orchestrator.lr_finder import suggestion
+    from orchestrator.range_test import suggestion
     from orchestrator.run_folder import LR_CURVE
     from orchestrator.session import open_session
 

@@ -11,7 +11,7 @@ from cluster.faults import not_finite
 from cluster.not_finite import files_of, some
 from learner.errors import UserError, printable
 from orchestrator.driver import AllSkipped, Place, Replicas, Spoiled, Stopped, fingerprint, train
-from orchestrator.lr_finder import suggestion
+from orchestrator.range_test import suggestion
 from orchestrator.resume import Standing, newest_checkpoint
 from orchestrator.session import Session
 from orchestrator.stop import Interrupted, Stop, too_late

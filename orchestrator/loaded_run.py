@@ -19,9 +19,8 @@ from learner.errors import CONTROL, UsageError, UserError
 from learner.models import build
 from learner.module import Module
 from learner.reading import expanded, opened, parse_object, read_bytes
-from orchestrator.run_folder import versions
+from orchestrator.run_folder import ABOUT, CONFIG, MODEL, versions
 
-ABOUT, WEIGHTS, CONFIG = "model.json", "model.safetensors", "config.json"
 JSON_LIMIT = 2**24  # bytes
 SIDE_LIMIT = 2**13  # pixels: what lies above is no size, and would fill the memory
 DEFAULTS = {"channels": 3, "valid_crop": 0}  # of runs that are older than these
@@ -89,7 +88,7 @@ class LoadedRun:
 
     def tensors(self) -> dict[str, Tensor]:
         "The weights by name, checked against the model before memory is taken for it."
-        file = self.path / WEIGHTS
+        file = self.path / MODEL
         try:
             with opened(file):  # safetensors maps it into memory, whatever it is
                 tensors = load_file(file)
@@ -122,7 +121,7 @@ class LoadedRun:
             return model.load_state_dict(tensors)
         except UserError as error:
             fault = textwrap.shorten(str(error), 300)
-            raise UsageError(f"{self.path / WEIGHTS} does not hold the {self.arch} of {ABOUT}: {fault}") from error
+            raise UsageError(f"{self.path / MODEL} does not hold the {self.arch} of {ABOUT}: {fault}") from error
 
     def settings(self) -> dict[str, Any]:
         "All that config.json says."
@@ -153,7 +152,6 @@ def read_about(file: Path) -> dict[str, Any]:
         if not holds(about[name]):
             shown = textwrap.shorten(repr(about[name]), 60)
             raise UsageError(f"{file}: {name} is {shown}; it must be {rule}; {REMEDY}")
-    read_normalize(file, about)
     if about["presize"] < about["size"]:
         raise UsageError(f"{file}: presize {about['presize']} is below size {about['size']}; {REMEDY}")
     return {name: about[name] for name in RULES}

@@ -19,8 +19,8 @@ from learner.errors import UsageError, printable, shown
 from learner.reading import absolute, expanded
 from orchestrator.config import Config, flag
 from orchestrator.driver import Place, Plan
-from orchestrator.loaded_run import CONFIG, read_normalize, read_object
-from orchestrator.run_folder import HISTORY, LR_CURVE, versions
+from orchestrator.loaded_run import read_normalize, read_object
+from orchestrator.run_folder import CONFIG, HISTORY, LR_CURVE, versions
 from orchestrator.tally import Tally
 
 CHECKPOINTS = "checkpoints"

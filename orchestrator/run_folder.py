@@ -21,7 +21,7 @@ from learner.errors import UsageError
 from learner.reading import read_bytes
 
 ASIDE = re.compile(r"\..+\.\d+")  # .NAME.PID: where this and cluster/checkpoint.py write what is to be NAME
-MODEL, ABOUT = "model.safetensors", "model.json"
+MODEL, ABOUT, CONFIG = "model.safetensors", "model.json", "config.json"
 LR_CURVE = "lr_finder.csv"
 BAD_IMAGES = "bad_images.csv"
 LIST_LIMIT = 2**28  # bytes

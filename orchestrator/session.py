@@ -35,8 +35,8 @@ from orchestrator.config import Config
 from orchestrator.devices import Devices
 from orchestrator.driver import Plan
 from orchestrator.initial import start_from
-from orchestrator.lr_finder import range_test
 from orchestrator.phases import Phases
+from orchestrator.range_test import range_test
 from orchestrator.resume import (
     CHECKPOINTS,
     Saver,

@@ -16,7 +16,7 @@ from learner.reading import absolute, expanded
 from orchestrator.config import Config
 from orchestrator.devices import Devices
 from orchestrator.driver import Plan
-from orchestrator.run_folder import RunFolder
+from orchestrator.run_folder import CONFIG, RunFolder
 
 
 def default_name(config: Config) -> str:
@@ -50,7 +50,7 @@ def report_configuration(
         "run_directory": str(folder.path),
     }
     chosen = {**dataclasses.asdict(config), "data": absolute(config.data)}
-    folder.write_json("config.json", {**chosen, "resolved": resolved, "found": found})
+    folder.write_json(CONFIG, {**chosen, "resolved": resolved, "found": found})
     if quiet:
         return
     told = {name: value for name, value in {**chosen, **resolved}.items() if value is not None}

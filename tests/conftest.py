@@ -119,7 +119,7 @@ def ray_gang(job: Any, fault_plan: Any, tmp_path_factory: pytest.TempPathFactory
         folder, watchdog = gang.cluster.folder, gang.cluster.watchdog.pid
         ours = {watchdog, *cluster.watchdog.members(folder)}
         segments = set().union(*map(shared_memory, ours))
-        assert ours > living(place.pid for place in gang.places).keys()  # a test may have killed some
+        assert ours > living(location.pid for location in gang.locations).keys()  # a test may have killed some
         gang.close()
         assert wait_until_gone(lambda: living(ours | {*cluster.watchdog.members(folder)}), 60) == {}
         assert [name for name in (*segments, folder) if Path(name).exists()] == []

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-import orchestrator.lr_finder
+import orchestrator.range_test
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from learner.lr_range import RangeTest
 from orchestrator.driver import Plan as Clock
 from orchestrator.driver import Replicas, train
-from orchestrator.lr_finder import range_test
+from orchestrator.range_test import range_test
 from orchestrator.run_folder import RunFolder
 from orchestrator.terminal import Terminal
 from orchestrator.tracker import Tracker
@@ -39,19 +39,19 @@ def test_a_worker_that_crawls_is_named_and_kept(
     gang: RayGang, fault_plan: Plan, chaos_job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gang.start(chaos_job, 2)
-    before = gang.places
+    before = gang.locations
     fault_plan.write([Fault(1, step, "forward", "nap") for step in range(STEPS)])
     drive(gang, tmp_path)
     assert fault_plan.fired() == STEPS
     said = capsys.readouterr().out
     assert re.findall(r"^rank (\d) is slow: it works \d+ times as long", said, re.MULTILINE) == ["1"]
-    assert gang.places == before and "fault" not in said
+    assert gang.locations == before and "fault" not in said
 
 
 def test_a_death_in_the_lr_finder_leaves_no_trace_either(
     gang: RayGang, fault_plan: Plan, chaos_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator.lr_finder, "RangeTest", partial(RangeTest, n_steps=20))
+    monkeypatch.setattr(orchestrator.range_test, "RangeTest", partial(RangeTest, n_steps=20))
     found = []
     for faults in ([], [Fault(1, 8, "backward", "SIGKILL")]):
         gang.start(chaos_job, 3)

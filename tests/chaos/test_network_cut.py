@@ -43,7 +43,7 @@ cluster.close()
 said = []
 tolerance = Tolerance(wait=wait, hang_after=5.0)
 gang = RayGang(job, Workers(3, 0.0, "gloo", address), folder / "logs", tolerance, said.append)
-print(json.dumps({"hosts": [place.host for place in gang.places]}), flush=True)
+print(json.dumps({"hosts": [location.host for location in gang.locations]}), flush=True)
 sys.stdin.readline()
 """
 
@@ -65,7 +65,7 @@ healthy = run()
 gang.start(job, 3)
 hit = run(cut=sys.argv[5:])
 incidents = [*gang.incidents, *gang.vain]
-print(json.dumps({"healthy": healthy, "hit": hit, "said": said, "hosts": [place.host for place in gang.places],
+print(json.dumps({"healthy": healthy, "hit": hit, "said": said, "hosts": [location.host for location in gang.locations],
                   "failures": [(one.rank, one.kind) for incident in incidents for one in incident]}), flush=True)
 gang.close()
 """

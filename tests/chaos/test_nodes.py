@@ -38,7 +38,7 @@ cluster.wait_for_nodes()
 said = []
 tolerance = Tolerance(wait=15.0 if more else 1.0, hang_after=5.0)
 gang = RayGang(job, Workers(3, 0.0, "gloo", cluster.address), folder / "logs", tolerance, said.append)
-where = [place.node for place in gang.places]
+where = [location.node for location in gang.locations]
 for _ in range(more):
     cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
@@ -53,7 +53,7 @@ def epoch(at=None):
         for reports in gang.stream([chunk]):
             losses += reports[0].losses
         if number == at:
-            there = [place.pid for place, node in zip(gang.places, before) if node != cluster.head_node.node_id]
+            there = [one.pid for one, node in zip(gang.locations, before) if node != cluster.head_node.node_id]
             cluster.remove_node(away, allow_graceful=False)
             while any(Path(f"/proc/{pid}/fd").exists() and os.listdir(f"/proc/{pid}/fd") for pid in there):
                 time.sleep(0.05)  # a worker outlives its raylet by a moment

@@ -45,7 +45,7 @@ def test_a_survivor_dies_in_the_recovery(
 ) -> None:
     gang.start(chaos_job, 3)
     fault_plan.write([Fault(0, 4, "backward", "SIGKILL")])
-    go_on, survivor = getattr(gang, phase), [gang.places[2].pid]
+    go_on, survivor = getattr(gang, phase), [gang.locations[2].pid]
 
     def kill_and_go_on(*args: Any) -> Any:
         while survivor:
@@ -76,21 +76,21 @@ def test_a_stopped_process_is_ended_at_once(gang: RayGang, chaos_job: Job) -> No
     gang.start(chaos_job, 3)
     spare = gang.crew.take(60.0)
     assert spare is not None
-    os.kill(spare.place.pid, signal.SIGSTOP)
+    os.kill(spare.location.pid, signal.SIGSTOP)
     gang.crew.dismiss(spare, replace=True)
-    assert wait_until_gone(lambda: living([spare.place.pid]), 2) == {}
+    assert wait_until_gone(lambda: living([spare.location.pid]), 2) == {}
 
 
 def test_who_waits_for_a_rank_that_was_asked_for_nothing_is_freed(gang: RayGang, chaos_job: Job) -> None:
     "All that owe an answer wait in a collective: nobody is to blame, nobody is ended, and their group is called off."
     gang.start(chaos_job, 3)
-    places, whole = gang.places, list(gang.stream(chunks(True, 0, STEPS)))  # by now, steps are known to be short
+    locations, whole = gang.locations, list(gang.stream(chunks(True, 0, STEPS)))  # by now, steps are known to be short
     late = threading.Timer(60, gang.store.call_off, [gang.calls.group])  # were it never done
     late.start()
     answers = gang.calls.answers(gang.calls.ask("run", whole[0][0].chunk, ranks=[0, 1]), hang_after=1.5)
     assert [(failure.kind, late.is_alive()) for failure in answers.values()] == [("peer", True)] * 2
     late.cancel()
-    assert [member.ended for member in gang.seated] == [""] * 3 and gang.places == places
+    assert [member.ended for member in gang.seated] == [""] * 3 and gang.locations == locations
 
 
 def soak(gang: RayGang, fault_plan: Plan, job: Job, faults: int, seed: int) -> None:
@@ -154,7 +154,7 @@ def test_deaths_at_any_moment_of_regrouping(
     rng, regroup, blows, lost = random.Random(3), gang._regroup, list[threading.Timer](), 0
 
     def strike() -> None:
-        pid = rng.choice(gang.places).pid
+        pid = rng.choice(gang.locations).pid
         if living([pid]).get(pid, "").startswith("ray::"):
             os.kill(pid, signal.SIGKILL)
 
@@ -282,7 +282,7 @@ def test_a_spare_that_died_on_the_bench_is_not_seated(
     spare = gang.crew.take(60.0)
     assert spare is not None
     gang.crew.bench.append(spare)
-    os.kill(spare.place.pid, signal.SIGKILL)
+    os.kill(spare.location.pid, signal.SIGKILL)
     said: list[str] = []
     gang.notice = said.append
     fault_plan.write([Fault(1, 4, "forward", "SIGKILL")])
@@ -365,7 +365,7 @@ def test_too_many_faults_end_the_run(gang: RayGang, fault_plan: Plan, chaos_job:
     with pytest.raises(WorkersFailed) as caught:
         for reports in gang.stream(chunks(True, 0, 1)):
             if reports[0].chunk.step == 4:
-                killed, at = gang.places[2], time.monotonic()
+                killed, at = gang.locations[2], time.monotonic()
                 os.kill(killed.pid, signal.SIGKILL)
     assert time.monotonic() - at < 5
     (death, *others), said = caught.value.failures, str(caught.value)
@@ -433,7 +433,7 @@ def test_whoever_is_to_stop_waits_for_no_replacement(gang: RayGang, fault_plan: 
 def test_whoever_waits_for_a_machine_that_is_cut_off_is_freed(gang: RayGang, chaos_job: Job) -> None:
     "It closes no connection, as little as a process that is stopped; the driver calls the group off."
     gang.start(chaos_job, 3)
-    away = gang.places[2].pid
+    away = gang.locations[2].pid
     os.kill(away, signal.SIGSTOP)
     try:
         (chunk,) = chunks(True, 0, STEPS)
@@ -474,7 +474,7 @@ def test_the_pictures_that_a_dead_rank_skipped_are_known(
     gang.start(mine, 3)
     fault_plan.write([Fault(1, 5, "forward", "SIGKILL")])
     if witness == "dies too":
-        whole, first = gang._whole, [gang.places[0].pid]
+        whole, first = gang._whole, [gang.locations[0].pid]
 
         def kill_the_first(*args: Any) -> Any:
             while first:
@@ -495,7 +495,7 @@ def test_nothing_is_saved_that_is_not_where_the_driver_is(
     whole = gang._whole
 
     def lose_the_lead(reports: list[Any], lost: list[int]) -> Any:
-        os.kill(gang.places[0].pid, signal.SIGKILL)
+        os.kill(gang.locations[0].pid, signal.SIGKILL)
         return whole([reports[0]], lost)
 
     monkeypatch.setattr(gang, "_whole", lose_the_lead)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import cluster.comms
 from cluster.comms import NcclGroup
-from cluster.meeting import Store
+from cluster.meeting import KeyStore
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from tests.chaos.injector import DEADLY, PHASES, Fault, Plan
@@ -83,7 +83,7 @@ def test_a_rank_leaves_its_group_in_the_moment_in_which_it_is_let_go(monkeypatch
 
     register()
     monkeypatch.setattr(os, "environ", {**os.environ})  # to which a group adds
-    store = Store("127.0.0.1")
+    store = KeyStore("127.0.0.1")
     group = NcclGroup(0, 1, store.meeting, "silent")
     monkeypatch.setattr(cluster.comms, "Thread", Late)
     pulse = threading.Thread(target=group.let_go)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from cluster import meeting
 from cluster.comms import TIMEOUT, Group, NcclGroup, PeerLost, Solo
-from cluster.meeting import Store, cut_off, interface_to
+from cluster.meeting import KeyStore, cut_off, interface_to
 
 WORLD_SIZE = 3
 MEMBER = """
@@ -94,7 +94,7 @@ def test_solo_is_the_identity(tensor: torch.Tensor) -> None:
 
 
 def test_nobody_waits_for_a_rank_that_will_never_come() -> None:
-    store = Store("127.0.0.1")
+    store = KeyStore("127.0.0.1")
     store.call_off(store.meeting.group)
     with pytest.raises(PeerLost, match="the meeting is called off"):
         Group(0, 2, store.meeting, "gloo")
@@ -102,7 +102,7 @@ def test_nobody_waits_for_a_rank_that_will_never_come() -> None:
 
 def test_nobody_waits_for_a_rank_that_dies_as_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     "It was there a moment ago. Who waits can meet others then, who never waited like that."
-    store = Store("127.0.0.1")
+    store = KeyStore("127.0.0.1")
     for met in ("here", "lost"):
         store.write(f"{store.meeting.group}/{met}/1", "")
     monkeypatch.setattr(Group, "connecting", timedelta(seconds=0.5))
@@ -124,7 +124,7 @@ def test_what_is_wrong_with_the_own_gpu_is_no_loss_of_a_peer(error: Exception, m
     def fail(*args: Any, **options: Any) -> None:
         raise error
 
-    store = Store("127.0.0.1")
+    store = KeyStore("127.0.0.1")
     alone = Group(0, 1, store.meeting, "gloo")
     monkeypatch.setattr(dist, "all_reduce", fail)
     for ask in (alone.sum_, alone.start_sum_):
@@ -136,7 +136,7 @@ def test_what_is_wrong_with_the_own_gpu_is_no_loss_of_a_peer(error: Exception, m
 
 def test_nccl_connects_before_anything_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     "As it does only if it knows the GPU: a rank that waited for it in a sum could not be freed, and had to be ended."
-    store, asked = Store("127.0.0.1"), dict[str, Any]()
+    store, asked = KeyStore("127.0.0.1"), dict[str, Any]()
 
     def connect(backend: str, store: dist.Store, **options: Any) -> None:
         asked.update(options, backend=backend, seconds=store.timeout.total_seconds())
@@ -158,7 +158,7 @@ def test_the_interface_to_a_machine() -> None:
 
 def test_who_can_not_connect_to_whom_is_known_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
     "No way leads to rank 2; rank 1, which has no address, tries none."
-    reaches, host, found = meeting._reaches, Store("127.0.0.1"), dict[int, set[tuple[int, int]]]()
+    reaches, host, found = meeting._reaches, KeyStore("127.0.0.1"), dict[int, set[tuple[int, int]]]()
     monkeypatch.setattr(meeting, "_reaches", lambda place: not place.startswith("127.0.0.3") and reaches(place))
 
     def meet(rank: int, address: str | None) -> None:
@@ -198,13 +198,13 @@ def test_of_two_machines_the_one_with_fewer_ranks_goes(here: list[int], there: l
 
 
 @pytest.fixture(scope="module")
-def store() -> Store:
+def store() -> KeyStore:
     "A store as the driver hosts it."
-    return Store("127.0.0.1")
+    return KeyStore("127.0.0.1")
 
 
 @pytest.fixture(scope="module")
-def members(store: Store) -> Iterator[list[subprocess.Popen[str]]]:
+def members(store: KeyStore) -> Iterator[list[subprocess.Popen[str]]]:
     "Three processes that form a group."
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("GLOO", "NCCL"))}
     started = [
@@ -247,7 +247,7 @@ def test_a_sum_waits_for_the_last_and_counts_the_time(told: list[dict[str, Any]]
 
 
 def test_nothing_listens_beyond_the_loopback(
-    store: Store,
+    store: KeyStore,
     told: list[dict[str, Any]],
     members: list[subprocess.Popen[str]],
     listening: Callable[[Iterable[int]], set[str]],
@@ -275,7 +275,7 @@ def test_a_lost_peer_is_told_to_all(told: list[dict[str, Any]], members: list[su
 
 
 @pytest.mark.slow
-def test_a_sum_may_take_longer_than_ranks_have_to_connect(store: Store) -> None:
+def test_a_sum_may_take_longer_than_ranks_have_to_connect(store: KeyStore) -> None:
     "Gloo of torch 2.8 goes by the time that it was given at first: a rank that compiled for 20 seconds was given up."
     line = [sys.executable, "-c", LATE]
     ranks = [subprocess.Popen([*line, str(rank), str(store.meeting.port)]) for rank in range(2)]

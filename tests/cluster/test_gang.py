@@ -18,7 +18,7 @@ from cluster.faults import Failure, WorkersFailed
 from cluster.gang import LocalGang, Seat, enough_memory
 from cluster.meeting import Meeting
 from cluster.messages import Chunk, Job, Report
-from cluster.worker_process import Place
+from cluster.worker_process import Location
 from learner.cores import usable_cores
 from learner.data.files import Labelled
 from learner.errors import UsageError, UserError
@@ -65,7 +65,7 @@ def test_a_run_that_begins_again_waits_for_a_machine_to_come_back(monkeypatch: p
 
 def test_a_run_that_begins_again_waits_for_all_that_come_up(monkeypatch: pytest.MonkeyPatch) -> None:
     "However short it waits for replacements."
-    ray, here = MagicMock(), Place("here", 0, "127.0.0.1")
+    ray, here = MagicMock(), Location("here", 0, "127.0.0.1")
     ray.exceptions.RayError = RuntimeError
     ray.cluster_resources.return_value = {"CPU": 2.0}
     ray.get.return_value = here
@@ -77,7 +77,7 @@ def test_a_run_that_begins_again_waits_for_all_that_come_up(monkeypatch: pytest.
         workers = Workers(2, 0.0, "gloo", at_least=1, patience=patience)
         crew = Crew(ray, workers, 0, Meeting("127.0.0.1", 1, ""), "logs")
         crew.seat(2, 0.0)
-        assert [member.place for member in crew.seated] == [here] * seated
+        assert [member.location for member in crew.seated] == [here] * seated
 
 
 def test_however_many_spares_a_long_run_loses_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_however_many_spares_a_long_run_loses_others_come(monkeypatch: pytest.Mo
     ray.remote().return_value.options.return_value.remote = lambda *_: MagicMock()
     monkeypatch.setattr(cluster.crew, "in_bundle", Mock())
     crew = Crew(ray, Workers(1, 0.0, "gloo"), 19, Meeting("127.0.0.1", 1, ""), "logs")
-    there = Place("here", 0, "127.0.0.1")
+    there = Location("here", 0, "127.0.0.1")
     for _ in range(3 * cluster.crew.MAX_LOST):
         ray.get.side_effect = [*[lost] * 20, *[there] * 40]
         up = [member for _ in range(20) if (member := crew.take(60.0))]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.meeting import Store
+from cluster.meeting import KeyStore
 
 MEMBER = """
 import json, sys, time
@@ -81,7 +81,7 @@ print(json.dumps(told), flush=True)
 @pytest.fixture(scope="module")
 def told() -> list[dict[str, Any]]:
     "What each rank saw."
-    store = Store("127.0.0.1")
+    store = KeyStore("127.0.0.1")
     members = [
         subprocess.Popen(
             [sys.executable, "-c", MEMBER, f"{rank}", f"{store.meeting.port}"], stdout=subprocess.PIPE, text=True

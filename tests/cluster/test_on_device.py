@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster import stream
+from cluster import local_batches
 from cluster.messages import Job
 from cluster.ray_gang import RayGang
 from learner.data.mix import MixConfig
@@ -38,7 +38,7 @@ def test_it_is_the_same_run_of_two(ray_gang: RayGang, drive: Any, job: Job) -> N
 def test_a_store_that_memory_does_not_hold_is_read_ahead_by_threads(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, by_the_caller: bool
 ) -> None:
-    monkeypatch.setattr(stream, "memory_size", lambda: memory)
-    batches = stream.LocalBatches(replace(job, store=str(tmp_path / "store")), 0, 1, 1)
+    monkeypatch.setattr(local_batches, "memory_size", lambda: memory)
+    batches = local_batches.LocalBatches(replace(job, store=str(tmp_path / "store")), 0, 1, 1)
     assert (batches.loaders[True].at_hand is not None) == by_the_caller
     batches.close()

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from cluster import worker_process
-from cluster.meeting import Meeting, Store
+from cluster.meeting import KeyStore, Meeting
 from cluster.pulse import HELD_UP, PERIOD, Watch
 from tests.leftovers import wait_until_gone
 
 
 def watched() -> tuple[Watch, Callable[[float], None], Callable[[int], None]]:
     "A watch of one worker `a`, a function that lets time pass, and one by which the worker says something."
-    store, now = Store("127.0.0.1"), [0.0]
+    store, now = KeyStore("127.0.0.1"), [0.0]
     watch = Watch(store, lambda: now[0])
 
     def wait(seconds: float) -> None:
@@ -74,7 +74,7 @@ threading.Event().wait()
 
 def test_a_worker_whose_driver_is_gone_ends_within_ten_seconds() -> None:
     "By itself: who joined another's Ray cluster has no watchdog there, and Ray may take its time."
-    driver = [Store("127.0.0.1")]
+    driver = [KeyStore("127.0.0.1")]
     command = [sys.executable, "-c", WORKER, f"{driver[0].meeting.port}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as worker:
         assert wait_until_gone(lambda: not driver[0].read("pulse/a"), 60) is False

@@ -78,9 +78,9 @@ def test_a_signal_to_all_processes_ends_none_but_the_driver(
 def test_workers_do_not_give_way_to_other_programs(ray_gang: RayGang) -> None:
     "Ray's way, 15 nicer, leaves them 4% of a core; and the system would end them first, whoever takes all memory."
     ours, eager = os.getpriority(os.PRIO_PROCESS, 0), int(Path("/proc/self/oom_score_adj").read_text())
-    for place in ray_gang.places:
-        assert os.getpriority(os.PRIO_PROCESS, place.pid) == ours
-        theirs = int(Path(f"/proc/{place.pid}/oom_score_adj").read_text())
+    for location in ray_gang.locations:
+        assert os.getpriority(os.PRIO_PROCESS, location.pid) == ours
+        theirs = int(Path(f"/proc/{location.pid}/oom_score_adj").read_text())
         assert theirs in (200, min(eager + 200, 1000)), "a little before their driver; older Rays set it"
 
 

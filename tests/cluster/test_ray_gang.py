@@ -128,8 +128,8 @@ def test_one_rank_with_an_unreadable_image(ray_gang: RayGang, drive: Callable[..
         drive(ray_gang, mine, epochs=1)
     assert time.monotonic() - started < 10
     (cause, *others), text = caught.value.failures, str(caught.value)
-    assert {place.node for place in ray_gang.places} == {ray_gang.cluster.host}, "none is on another machine"
-    host, pid = ray_gang.places[2].host, ray_gang.places[2].pid
+    assert {location.node for location in ray_gang.locations} == {ray_gang.cluster.host}, "none is on another machine"
+    host, pid = ray_gang.locations[2].host, ray_gang.locations[2].pid
     assert (cause.kind, cause.rank, cause.host, cause.pid) == ("user", 2, host, pid)
     assert text.startswith(f"a worker failed: rank 2 (host {socket.gethostname()}, pid {pid}): {bad} is no readable")
     assert "the file is empty" in text
@@ -199,7 +199,7 @@ def test_a_state_from_another_machine_is_handed_over_by_the_driver(
 
     monkeypatch.setattr(ray_gang.calls, "ask", spy)
     if away:
-        monkeypatch.setattr(ray_gang.seated[0], "place", replace(ray_gang.places[0], node="10.0.0.9"))
+        monkeypatch.setattr(ray_gang.seated[0], "location", replace(ray_gang.locations[0], node="10.0.0.9"))
     ray_gang.newest = {ray_gang.seated[0]}
     assert ray_gang._hand_over() == []
     (state,) = asked["load"]
@@ -300,7 +300,7 @@ def test_whoever_is_on_another_machine_is_given_up_sooner(
     ray_gang.start(job, 3)
     known, told = ray_gang.calls, list[Sequence[int]]()
     monkeypatch.setattr(cluster.calls, "hung", lambda lives, limit, deserted, away: told.append(away) or {})
-    monkeypatch.setattr(ray_gang.seated[1], "place", replace(ray_gang.places[1], node="10.0.0.9"))
+    monkeypatch.setattr(ray_gang.seated[1], "location", replace(ray_gang.locations[1], node="10.0.0.9"))
     known.watch.expect(member.name for member in ray_gang.seated)
     known._end_hung(range(3), True, ray_gang.tolerance.hang_after)
     assert told == [[1]]

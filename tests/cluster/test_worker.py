@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.comms import Solo
+from cluster.local_batches import dealt
 from cluster.messages import Chunk, Job
-from cluster.stream import dealt
 from cluster.worker import Worker, refuse_bad
 from learner.data.files import Labelled
 from learner.data.loader import Dataset, Readable, collate_readable, epoch_order

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from cluster.comms import GROUPS, Group, NcclGroup, PeerLost, Solo
 from cluster.gang import LocalGang
-from cluster.meeting import CALLED_OFF, Store
+from cluster.meeting import CALLED_OFF, KeyStore
 from cluster.messages import Job, Report
 from cluster.worker import Worker
 from learner.batchnorm import BatchNorm
@@ -208,7 +208,7 @@ COMMS = [
 @pytest.fixture
 def group() -> Iterator[Callable[[str], Group]]:
     "A factory of groups of one rank, which is all that NCCL lets one GPU have."
-    store, groups = Store("127.0.0.1"), list[Group]()
+    store, groups = KeyStore("127.0.0.1"), list[Group]()
 
     def make(backend: str) -> Group:
         groups.append(GROUPS[backend](0, 1, replace(store.meeting, group=f"{len(groups)}")))

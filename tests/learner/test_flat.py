@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.flat import ALIGN, pieces, together
+from learner.flat import ALIGN, together, views
 
 shapes = st.lists(st.lists(st.integers(0, 5), max_size=4), min_size=1, max_size=6)
 
@@ -55,7 +55,7 @@ def test_pieces_follow_the_strides_of_their_models(given) -> None:
     like = torch.empty(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     flat, (copy,) = together([given], [like])
     assert copy.stride() == like.stride() and torch.equal(copy, given)
-    assert pieces(flat, [like])[0].data_ptr() == copy.data_ptr()
+    assert views(flat, [like])[0].data_ptr() == copy.data_ptr()
 
 
 def test_a_tensor_with_overlaps_is_spread_out() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import learner.spans
-from learner.flat import pieces
+from learner.flat import views
 from learner.layers import Linear
 from learner.module import Module, Parameter
 from learner.optim import LAMB, SGD, Adam, AdamW, Muon, Optimizer, RMSProp, per_tensor, sgd_step
@@ -248,8 +248,8 @@ def test_a_copy_of_a_model_is_its_own() -> None:
 
 @pytest.mark.parametrize("make", [Muon, LAMB])
 def test_what_looks_at_each_parameter_takes_a_time_in_proportion_to_their_number(make, monkeypatch) -> None:
-    views: list[int] = []
-    monkeypatch.setattr("learner.spans.pieces", lambda flat, like: views.append(len(like)) or pieces(flat, like))
+    seen: list[int] = []
+    monkeypatch.setattr("learner.spans.views", lambda flat, like: seen.append(len(like)) or views(flat, like))
     made = []
     for n in (5, 50):
         tensors = [Parameter(torch.ones(3, 3)) for _ in range(n)]
@@ -257,7 +257,7 @@ def test_what_looks_at_each_parameter_takes_a_time_in_proportion_to_their_number
             p.grad = torch.ones_like(p)
         opt = make(tensors, lr=0.1)
         opt.step()
-        views.clear()
+        seen.clear()
         opt.step()
-        made.append(sum(views))
+        made.append(sum(seen))
     assert 0 < made[1] <= 10 * made[0]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cluster import stream
+from cluster import local_batches
 from cluster.crew import PLACEMENT_TIMEOUT, Workers
 from cluster.faults import Tolerance
 from cluster.messages import Job
@@ -123,9 +123,9 @@ def test_a_machine_without_room_decodes(job: Job, tmp_path, monkeypatch) -> None
     def full(*_: object) -> None:
         raise UserError("the store of decoded images can't be kept")
 
-    monkeypatch.setattr(stream, "Store", full)
+    monkeypatch.setattr(local_batches, "Store", full)
     told: list[str] = []
-    batches = stream.LocalBatches(replace(job, store=str(tmp_path / "store")), 0, 1, 0, tell=told.append)
+    batches = local_batches.LocalBatches(replace(job, store=str(tmp_path / "store")), 0, 1, 0, tell=told.append)
     assert batches.store is None and len(batches.dataset(True)) == len(job.train)
     assert len(told) == 1 and "decodes images in every epoch: the store" in told[0]
     batches.close()
@@ -138,7 +138,7 @@ def test_what_changed_since_the_job_was_made_is_not_kept(job: Job, tmp_path) -> 
     while changed(f"{files[3]}") <= max(changed(f"{file}") for file in files[4:]):  # file systems have coarse clocks
         files[3].touch()
     job = replace(job, made=changed(f"{files[3]}"))
-    batches, n = stream.LocalBatches(job, 0, 1, 0), len(files)
+    batches, n = local_batches.LocalBatches(job, 0, 1, 0), len(files)
     batches.dataset(True).read(range(n), np.empty((n, job.presize, job.presize, 3), np.uint8))
     assert batches.store is not None and batches.store.filled == n - 1
     batches.close()

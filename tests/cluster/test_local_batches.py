@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cluster.local_batches import LocalBatches
 from cluster.messages import Job
-from cluster.stream import LocalBatches
 from learner.data import loader
 from learner.data.decoder import decode_all
 from learner.data.images import BadImage

@@ -20,7 +20,7 @@ from learner.errors import UserError
 from learner.lr_range import RangeTest
 from orchestrator.driver import Pace, Plan
 from orchestrator.find_lr import main
-from orchestrator.lr_finder import range_test, suggestion
+from orchestrator.range_test import range_test, suggestion
 
 
 def plan_of(job: Job) -> Plan:
@@ -32,7 +32,7 @@ def plan_of(job: Job) -> Plan:
 @pytest.fixture
 def found(job: Job, monkeypatch: pytest.MonkeyPatch) -> Job:
     "A job with all that a finder must put back, and half the usual number of rates."
-    monkeypatch.setattr("orchestrator.lr_finder.RangeTest", partial(RangeTest, n_steps=50))
+    monkeypatch.setattr("orchestrator.range_test.RangeTest", partial(RangeTest, n_steps=50))
     return replace(job, arch="simple_cnn_bn", momentum=0.9, augment="crop", presize=27)
 
 
