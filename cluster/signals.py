@@ -57,6 +57,8 @@ def keep_signals() -> Iterator[None]:
         yield
     except SystemExit as ended:
         if ended.code == signal.SIGTERM:  # Ray's way was taken meanwhile
+            if callable(terminate):
+                terminate(signal.SIGTERM, None)
             raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:

@@ -69,7 +69,7 @@ class Module:
 
     Each such attribute is registered under its name as it is assigned (no call to `super().__init__()` is needed);
     assigning something else to the name, or deleting it, takes it out again. `training` is set on the whole tree.
-    Raises UserError for what would compute but never be trained: those in a list, and torch.nn's own.
+    Raises UserError for what would compute but never be trained: layers that are in a list alone, and torch.nn's own.
     """
 
     _tensors: dict[str, Parameter | Buffer]
@@ -83,6 +83,8 @@ class Module:
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if not isinstance(value, (Parameter, Buffer, Module)):
+            _refuse_untrained(self, name, value)
         super().__setattr__(name, value)
         # a tuple, since the compiler of torch 2.9 knows no unions
         registries: list[tuple[dict, Any]] = [(self._tensors, (Parameter, Buffer)), (self._children, Module)]
@@ -91,8 +93,6 @@ class Module:
                 registry[name] = value  # in the place of the one before: Sequential runs in this order
             else:
                 registry.pop(name, None)
-        if name not in self._tensors and name not in self._children:
-            _refuse_untrained(type(self).__name__, name, value)
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -235,25 +235,32 @@ class Module:
         return f"{type(self).__name__}({shapes}{below}{chr(10) if below else ''})"
 
 
-def _refuse_untrained(owner: str, name: str, value: Any) -> None:
-    "Raise UserError where `value` has parameters that the owner would not find."
+def _refuse_untrained(owner: Module, name: str, value: Any) -> None:
+    "Raise UserError where `value` has what would be trained, if the owner found it."
+    if value is None or isinstance(value, (int, float, str)):
+        return
+    place, members = f"{type(owner).__name__}.{name}", [value]
     if isinstance(value, (list, tuple, dict)):
-        members = value.values() if isinstance(value, dict) else value
-        if any(isinstance(one, (Module, _Marked)) for one in members):
+        members = list(value.values() if isinstance(value, dict) else value)
+    known = [*owner._tensors.values(), *owner._children.values()]
+    for one in members:
+        if isinstance(one, (Module, _Marked)) and not any(one is other for other in known):
             raise UserError(
-                f"{owner}.{name} is a {type(value).__name__} of layers or parameters, where they would not be found "
-                "nor trained: make it a Sequential, or give each an attribute of its own"
+                f"{place} is a {type(value).__name__} of layers or parameters, where they would not be found nor "
+                "trained: make it a Sequential, or give each an attribute of its own"
             )
-    elif type(value) is torch.nn.Parameter or (not isinstance(value, Tensor) and _has_parameters(value)):
-        raise UserError(
-            f"{owner}.{name} is torch.nn's {type(value).__name__}, which would not be found nor trained: take the "
-            "layer of that name in learner.layers, or learner.module's Parameter"
-        )
+        if _trains_in_torch(one):
+            raise UserError(
+                f"{place} is torch.nn's {type(one).__name__}, which would not be found nor trained: take the layer of "
+                "that name in learner.layers, or learner.module's Parameter"
+            )
 
 
-def _has_parameters(value: Any) -> bool:
-    parameters = getattr(value, "parameters", None)
-    return callable(parameters) and not isinstance(value, type) and next(iter(parameters()), None) is not None
+def _trains_in_torch(one: Any) -> bool:
+    if isinstance(one, Tensor):
+        return type(one) is torch.nn.Parameter and one.requires_grad
+    is_module = any(base.__module__ == "torch.nn.modules.module" for base in type(one).__mro__)
+    return is_module and any(p.requires_grad for p in one.parameters())
 
 
 class Sequential(Module):

@@ -62,7 +62,8 @@ def command(
     debug = "--debug" in arguments
     try:
         _refuse_lost_place()
-        config = read(arguments, name)
+        with shielded():  # it brings numpy, which starts threads
+            config = read(arguments, name)
         debug = debug or getattr(config, "debug", False)
         _start_threads()
         run(config)
@@ -89,7 +90,7 @@ def _start_threads() -> None:
     While Ray starts this one does not (see OwnCluster), and C++ of Ray's that ends the process would run in theirs.
     """
     with shielded():
-        import torch  # brings numpy
+        import torch
 
         torch.ones(2**16 * torch.get_num_threads()).exp()  # enough that each thread has its part
 

@@ -19,11 +19,16 @@ def range_test(plan: Plan, gang: Gang, on_step: Callable[[int], None] = lambda d
     Afterwards every rank is as it was before; UserError where a fingerprint says otherwise.
     """
     test, before = RangeTest(), fingerprint(gang, "before the LR finder")
-    kept = gang.call_first("snapshot")
+    kept, untold = gang.call_first("snapshot"), 0
     for reports in gang.stream(_chunks(plan, test)):
         for loss, n in zip(reports[0].losses, reports[0].counts):
-            if not test.finished:  # a batch without a readable image tells nothing, and moves nothing
-                test.add(loss if n or not test.losses else test.losses[-1])
+            if not n and not test.losses:  # what is next to a batch without a readable image stands for it
+                untold += 1
+                continue
+            for one in [loss] * (1 + untold) if n else test.losses[-1:]:
+                if not test.finished:
+                    test.add(one)
+            untold = 0
         on_step(len(test.losses))
     gang.call("load", kept)
     after = fingerprint(gang, "after the LR finder")

@@ -14,6 +14,7 @@ import numpy as np
 
 from cluster.checkpoint import Checkpoint, Checkpoints, spoiled
 from cluster.messages import Job
+from cluster.rank_learner import METRICS
 from learner.data.files import Split
 from learner.errors import UsageError, printable, shown
 from learner.reading import absolute, expanded
@@ -57,9 +58,10 @@ class Standing:
 
 
 def _row(saved: Mapping[str, Any]) -> dict[str, Any]:
-    if not all(type(saved[key]) in (int, float) for key in HISTORY):
+    row = {name: math.nan for name in METRICS if name != "accuracy"} | dict(saved)  # which may be new
+    if not all(type(row[key]) in (int, float) for key in HISTORY):
         raise ValueError("a row of the history is not of numbers")
-    return dict(saved)
+    return row
 
 
 class Saver:
@@ -90,9 +92,8 @@ class Saver:
         return self._written
 
     def close(self) -> None:
-        "Write what is left to write; raises what went wrong in it."
+        "Write what is left to write."
         self._thread.shutdown()
-        self.finish()
 
     def _write(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], best: int) -> bool:
         try:
@@ -157,6 +158,10 @@ def _refuse_changes(config: Config, run: Path) -> None:
     before = read_object(run / CONFIG)
     now = {**dataclasses.asdict(config), "data": absolute(config.data)}
     before |= {"data": absolute(f"{before.get('data', config.data)}")}
+    if before.get("fine_tune"):  # older runs took these two, and did without
+        before["schedule"] = config.schedule
+    if before.get("moms"):
+        before["momentum"] = config.momentum
     changed = [name for name, value in now.items() if before.get(name, value) != value]
     if strict := [name for name in changed if name not in FREE]:
         told = ", and ".join(_difference(name, before[name], getattr(config, name)) for name in strict)

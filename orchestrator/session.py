@@ -216,14 +216,13 @@ def open_session(config: Config, again: bool = False) -> Iterator[Session]:
                 if checkpoint:
                     load(gang, checkpoint)
                 yield Session(config, ready.split, ready.job, ready.plan, folder, tracker, gang, saver, ready.standing)
+                saver.finish()  # what went wrong in the last checkpoint is heard here
             except (UserError, OSError, MemoryError) as error:
                 tracker.log_fault(f"stopped: {error}")
                 raise
             finally:
-                try:
-                    saver.close()
-                finally:
-                    gang.close()
+                saver.close()
+                gang.close()
         finally:
             tracker.close()
 

@@ -21,7 +21,7 @@ class Accumulate(Callback):
     order = -15  # before SetupLearner, which draws by rows
 
     def __init__(self, n_batches: int) -> None:
-        self.n_batches, self.samples = n_batches, 0
+        self.n_batches, self.samples, self.complete = n_batches, 0, False
 
     def after_opt(self) -> None:
         "Have the optimizer divide the sums that have come together; UserError for one of torch's."
@@ -44,6 +44,10 @@ class Accumulate(Callback):
         "Turn the loss back into a mean."
         self.learner.loss = self.loss / len(self.batch[1])
 
+    def after_batch(self) -> None:
+        "Its gradients are there."
+        self.complete = True
+
     def divide(self, params: Sequence[Parameter]) -> None:
         "Turn summed gradients into means, and count anew."
         for p in params:
@@ -52,10 +56,11 @@ class Accumulate(Callback):
         self.samples = 0
 
     def cleanup_batch(self) -> None:
-        "A batch by itself is the whole one. A step that was cancelled is cancelled with all its parts."
+        "A batch by itself is the whole one. One that was cancelled takes those before it along, which go into no step."
         self.learner.rows = None
-        if self.last_part:
+        if self.last_part or not self.complete:
             self.cleanup_epoch()
+        self.complete = False
 
     def cleanup_epoch(self) -> None:
         "Forget what came together for a step that the epoch, or the fit, has ended before."

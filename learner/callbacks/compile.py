@@ -29,8 +29,9 @@ class Compile(Callback):
     For each kind of batch (shapes, and what of the model is frozen) the code is made, and tried with gradients that go
     nowhere, before its first step: what fails there has changed nothing. Whether a batch is compiled depends on what
     it is, never on what came before, so that a run that was resumed computes the same bits. Whoever knows that a batch
-    is of a kind that will not come again, such as an epoch's last, says by `worth` that it is not worth it. Validation
-    is not compiled, and neither is the update, a handful of calls with a rate of its own in each step.
+    is of a kind that will not come again, such as an epoch's last, says by `worth` that it is not worth it. Another
+    `forward` or `loss_func` means other code, so that it should not be one in each step. Validation is not compiled,
+    and neither is the update, a handful of calls with a rate of its own in each step.
     """
 
     backend: Any = "inductor"
@@ -104,8 +105,9 @@ class Compile(Callback):
         self.under_way = False
 
     def cleanup_batch(self) -> None:
-        "Let all else go through the model as it is."
-        self._put(self.plain)
+        "Let all else go through the model as it is, but leave in place what others have put there."
+        now = self.learner.forward, self.learner.loss_func
+        self._put(tuple(plain if one is fast else one for one, fast, plain in zip(now, self.fast, self.plain)))
 
     def failed(self, error: Exception) -> bool:
         """Whether the batch that this error ended was in compiled code, of which there is none any more.

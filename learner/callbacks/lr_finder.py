@@ -28,6 +28,7 @@ class LRFinder(Callback):
 
     def __init__(self, start: float = 1e-6, end: float = 10.0, n_steps: int = RangeTest.steps) -> None:
         self.range = start, end, n_steps
+        self.test = RangeTest(*self.range)
 
     def before_fit(self) -> None:
         "Plan the rates."
@@ -89,13 +90,13 @@ def lr_find(learn: Learner, start: float = 1e-6, end: float = 10.0, n_steps: int
     """
     finder, quiet = LRFinder(start, end, n_steps), (ActivationStats, Progress, TrackResults)
     kept = [(cb, _copy(state)) for cb in learn.cbs if (state := cb.state_dict())]  # a fit begins an average anew
-    n_epochs = learn.n_epochs
+    counts = learn.n_epochs, learn.global_step
     try:
         with learn.added(finder):
             learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, quiet)]
             learn.fit(n_steps)  # an epoch is a step or more, and the finder ends the fit
     finally:
-        learn.n_epochs = n_epochs
+        learn.n_epochs, learn.global_step = counts
         for cb, state in kept:
             cb.load_state_dict(state)
     if not finder.test.finished:

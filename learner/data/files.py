@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import operator
 import os
 import re
 from collections import Counter
@@ -171,7 +172,7 @@ def list_files(
 def check_parts(parts: Parts, names: Sequence[str]) -> Parts:
     "The parts, if both have images and none is named twice; else UsageError. Numbers may be tensors' or arrays'."
     try:
-        parts = [int(i) for i in parts[0]], [int(i) for i in parts[1]]
+        parts = [_number(i) for i in parts[0]], [_number(i) for i in parts[1]]
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise UsageError(f"the splitter must give two lists of images' numbers, train and validate: {error}") from error
     for part, what in zip(parts, ("train", "validate")):
@@ -182,6 +183,12 @@ def check_parts(parts: Parts, names: Sequence[str]) -> Parts:
     if twice := [i for i, n in Counter(chain(*parts)).items() if n > 1]:
         raise UsageError(f"the splitter names {len(twice)} images twice, the first {names[twice[0]]}; once is the most")
     return parts
+
+
+def _number(i: Any) -> int:
+    if isinstance(i, bool) or "bool" in str(getattr(i, "dtype", "")):
+        raise TypeError("True and False are none")
+    return operator.index(i)
 
 
 def open_split(root: str | Path, seed: int, valid_fraction: float = 0.2) -> Split:

@@ -93,18 +93,49 @@ def test_what_is_not_worth_it_goes_as_it_is(graphs: Graphs) -> None:
     assert not graphs
 
 
-@pytest.mark.slow
+def halved(preds: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(preds, targets) * 0.5
+
+
 def test_a_loss_that_is_replaced_meanwhile_is_heeded(graphs: Graphs) -> None:
     class Milder(Callback):
         def before_epoch(self) -> None:
             if self.epoch == 1:
-                self.learner.loss_func = lambda preds, targets: cross_entropy(preds, targets) * 0.5
+                self.learner.loss_func = halved
 
     data = batches(8, 8)
     assert same(fitted(data, Milder(), Compile(print), epochs=3), fitted(data, Milder(), epochs=3))
     assert len(graphs) == 4, "both anew"
 
 
+@pytest.mark.parametrize("worth", [True, False])
+def test_what_is_replaced_for_one_kind_of_batch_is_not_for_others(graphs: Graphs, worth: bool) -> None:
+    class InTraining(Callback):
+        seen: list[float]
+
+        def before_batch(self) -> None:
+            self.before = self.learner.loss_func
+            if self.model.training:
+                self.learner.loss_func = halved
+
+        def after_loss(self) -> None:
+            self.seen.append(self.learner.loss.item())
+
+        def cleanup_batch(self) -> None:
+            self.learner.loss_func = self.before
+
+    data, losses = batches(8, 8), list[list[float]]()
+    for cbs in ([Compile(print)], []):
+        for one in cbs:
+            one.worth = worth
+        own = InTraining()
+        own.seen = []
+        losses.append(own.seen)
+        fitted(data, own, *cbs)
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
 def test_frozen_layers_stay(graphs: Graphs) -> None:
     nets = [model(), model()]
     for net in nets:

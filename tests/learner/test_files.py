@@ -190,7 +190,8 @@ def test_parts_that_are_none_are_refused(parts: tuple[list[int], list[int]], pro
 def test_parts_may_be_numbers_of_any_kind(tmp_path: Path) -> None:
     for kind in (torch.tensor, np.array, tuple):
         assert check_parts((kind([2, 0]), kind([1])), ["a", "b", "c"]) == ([2, 0], [1])
-    for none in (([0], None), 3, ([0],), (["a"], [1])):
+    masks = [([True, False, True], [False]), (torch.tensor([True]), [1]), (np.array([True]), [1]), ([0.9], [2.2])]
+    for none in (([0], None), 3, ([0],), (["a"], [1]), *masks):
         with pytest.raises(UsageError, match="must give two lists of images' numbers"):
             check_parts(none, ["a", "b", "c"])  # type: ignore[arg-type]
 

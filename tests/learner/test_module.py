@@ -1,5 +1,7 @@
 "Module: what assignment registers, its hooks, and what walks the tree."
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -177,14 +179,30 @@ class Holder(Module):
 @pytest.mark.parametrize("kept", [
     lambda: [Affine()], lambda: (None, Affine()), lambda: {"a": Affine()}, lambda: [Parameter(torch.zeros(1))],
     lambda: torch.nn.Linear(2, 2), lambda: torch.nn.Parameter(torch.zeros(1)),
-    lambda: torch.nn.Sequential(torch.nn.Linear(1, 1)),
+    lambda: torch.nn.Sequential(torch.nn.Linear(1, 1)), lambda: [torch.nn.Linear(1, 1)],
 ])  # fmt: skip
 def test_what_would_never_be_trained_is_refused(kept) -> None:
     with pytest.raises(UserError, match=r"Holder.thing is .* trained: "):
         Holder(kept())
+    holder = Holder(Affine())
+    before = holder.state_dict().keys()
+    with pytest.raises(UserError):
+        holder.thing = kept()
+    assert holder.state_dict().keys() == before, "nothing has changed"
 
 
-@pytest.mark.parametrize("kept", [[1, 2], (torch.zeros(1),), {"a": 1}, torch.nn.ReLU(), torch.nn.Linear, "text"])
+def test_layers_that_are_found_may_be_in_a_list_too() -> None:
+    holder = Holder(Affine())
+    holder.weight = Parameter(torch.zeros(1))
+    holder.both = [holder.thing, holder.weight]
+    teacher = torch.nn.Linear(1, 1).requires_grad_(False)
+    holder.teacher = teacher
+    assert holder.teacher is teacher and holder.both[1] is holder.weight
+
+
+@pytest.mark.parametrize(
+    "kept", [[1, 2], (torch.zeros(1),), {"a": 1}, torch.nn.ReLU(), torch.nn.Linear, "text", Mock()]
+)
 def test_what_has_nothing_to_train_is_kept(kept) -> None:
     assert Holder(kept).thing is kept and not Holder(kept).parameters()
 

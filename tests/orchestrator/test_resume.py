@@ -1,7 +1,9 @@
 "A run that was stopped anywhere and resumed is the run that never stopped: weights, history and TensorBoard."
 
+import dataclasses
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,13 +21,17 @@ import cluster.worker
 import orchestrator.driver
 import orchestrator.find_lr
 import orchestrator.fit
+import orchestrator.resume
 import tests.results
 from cluster.checkpoint import Checkpoints
 from cluster.faults import Failure, NoneLeft
 from cluster.gang import LocalGang
-from learner.errors import UserError
+from cluster.rank_learner import METRICS
+from learner.errors import UsageError, UserError
+from orchestrator.config import Config
 from orchestrator.launch import main
-from orchestrator.run_folder import RunFolder
+from orchestrator.resume import _refuse_changes
+from orchestrator.run_folder import HISTORY, RunFolder
 from orchestrator.session import Session
 
 OPTIONS = ["--epochs", "3", "--batch-size", "8", "--size", "16", "--arch", "simple_cnn_bn", "--momentum", "0.9",
@@ -465,6 +471,27 @@ def test_all_that_is_other_than_before_is_named_before_data_are_looked_for(unint
     said = capsys.readouterr().err
     parts = "was begun with --data /", "and with --epochs 3, not 4", "and with --lr 0.1, not 0.5; resume it"
     assert all(part in said for part in parts), said
+
+
+@pytest.mark.parametrize(("given", "dropped"), [
+    ({"fine_tune": 1}, {"schedule": "constant"}), ({"moms": "0.95,0.85,0.95"}, {"momentum": 0.5}),
+])  # fmt: skip
+def test_what_an_older_run_took_and_dropped_need_not_be_given(tmp_path, given, dropped) -> None:
+    "Nor could it be."
+    config = Config(data=str(tmp_path), **given)
+    before = {**dataclasses.asdict(config), "data": str(tmp_path), **dropped}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    _refuse_changes(config, tmp_path)
+    with pytest.raises(UsageError, match="--seed"):
+        _refuse_changes(dataclasses.replace(config, seed=7), tmp_path)
+
+
+def test_a_metric_that_is_new_since_is_unknown_in_the_rows_before(monkeypatch) -> None:
+    monkeypatch.setitem(METRICS, "top_2", METRICS["accuracy"])
+    monkeypatch.setattr(orchestrator.resume, "HISTORY", (*HISTORY, "top_2"))
+    saved = dict.fromkeys(HISTORY, 0.5)
+    row = orchestrator.resume._row(saved)
+    assert math.isnan(row.pop("top_2")) and row == saved
 
 
 def test_what_a_killed_driver_has_reserved_is_free_before_anything_is_written(
