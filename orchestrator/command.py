@@ -52,11 +52,8 @@ def command(
     `kept` says what is left of one that was cut short. The exit code: 0 done, 1 failed, 2 asked for the impossible,
     130 Ctrl-C, 141 nobody reads on what is printed, 143 SIGTERM, 129 the end of its terminal (SIGHUP, but under nohup).
     """
-    _ended_by.clear()
     arguments = sys.argv[1:] if argv is None else argv
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _terminate)
+    _hear()
     if hasattr(sys.stdout, "reconfigure"):  # a file's name may be any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments
@@ -142,6 +139,14 @@ def _reader_has_left() -> bool:
     if left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return left
+
+
+def _hear() -> None:
+    "From here on, SIGTERM and SIGHUP end what is done in order."
+    _ended_by.clear()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminate)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -214,14 +214,13 @@ class Config:
                       "above 0, auto or own")  # fmt: skip
         self._require("name", self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
                       "letters, digits and . _ + - only")  # fmt: skip
-        self._require("schedule", self.schedule == "one_cycle" or not self.fine_tune,
-                      "left out with --fine-tune, which has its own")  # fmt: skip
+        self._require("schedule", self.schedule == "one_cycle" or not self.fine_tune, "left out with --fine-tune")
         self._require("momentum", self.momentum is None or self.moms is None, "left out with --moms, which sets it")
         self._require("body_lr", 0 < self.body_lr < math.inf, "above 0")
         self._require("body_lr", self.body_lr == 1 or not self.fine_tune, "left out with --fine-tune, which sets it")
         self._require("lsuv", not (self.lsuv and self.init), "left out with --init, whose weights it would replace")
-        if self.address is not None:
-            self._require("address", re.fullmatch(r"[^\s:]+:\d+", self.address) is not None, "HOST:PORT")
+        known = self.address is None or re.fullmatch(r"[^\s:]+:\d+", self.address)
+        self._require("address", bool(known), "HOST:PORT")
 
     def _check_type(self, one: dataclasses.Field) -> None:
         value, allowed = getattr(self, one.name), str(one.type).split(" | ")

@@ -178,8 +178,7 @@ def test_three_times_ctrl_c(training: Start, gap: float) -> None:
 
 
 @pytest.mark.parametrize("wait", [
-    0.9, pytest.param(0.05, marks=pytest.mark.slow), pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.2, marks=pytest.mark.slow),
-    pytest.param(1.5, marks=pytest.mark.slow), pytest.param(2.0, marks=pytest.mark.slow),
+    0.9, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.05, 0.5, 1.2, 1.5, 2.0)),
 ])  # fmt: skip
 def test_sigterm_while_ray_and_the_workers_start(training: Start, descendants: Any, wait: float) -> None:
     "Ray's C++ would print a stack, and end the process in its own way; or make of our exit code a 1."
