@@ -219,8 +219,7 @@ class Config:
         self._require("body_lr", 0 < self.body_lr < math.inf, "above 0")
         self._require("body_lr", self.body_lr == 1 or not self.fine_tune, "left out with --fine-tune, which sets it")
         self._require("lsuv", not (self.lsuv and self.init), "left out with --init, whose weights it would replace")
-        known = self.address is None or re.fullmatch(r"[^\s:]+:\d+", self.address)
-        self._require("address", bool(known), "HOST:PORT")
+        self._require("address", self.address is None or ADDRESS.fullmatch(self.address) is not None, "HOST:PORT")
 
     def _check_type(self, one: dataclasses.Field) -> None:
         value, allowed = getattr(self, one.name), str(one.type).split(" | ")
@@ -281,6 +280,7 @@ class Config:
 
 NUMBER = r"-?(\d+\.?\d*|\.\d+)"
 RANGE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")  # of how many workers
+ADDRESS = re.compile(r"[^\s:]+:\d+")
 AUGMENTATION = re.compile(rf"(\w+={NUMBER}(:{NUMBER})?(,|$))*")
 
 

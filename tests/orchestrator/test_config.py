@@ -36,7 +36,8 @@ BAD = [
     ("body_lr", 0.0), ("body_lr", INF), ("lsuv", 1), ("activations", "yes"),
     ("cpus", 0), ("cpus", -2), ("cpus", "two"), ("cpus", "2:"), ("cpus", ":4"),
     ("cpus", "2:4:6"), ("cpus", 2.0), ("cpus", "2-4"), ("gpus", 4), ("gpus", ["0"]), ("local", 0),
-    ("address", ""), ("address", "host"), ("address", "host:"), ("address", ":1"), ("address", "a b:1"), ("address", "a:b:c"),
+    ("address", "host"), ("address", "host:"), ("address", ":1"), ("address", "a b:1"), ("address", "a:b:c"),
+    ("address", ""),
     ("backend", "mpi"), ("name", ""), ("name", "a/b"), ("name", "../x"), ("name", ".hidden"), ("name", "a b"),
     ("name", "-x"), ("data", None), ("data", 3), ("runs", ["runs"]), ("debug", "on"),
 ]  # fmt: skip
