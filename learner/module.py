@@ -237,8 +237,8 @@ class Module:
 
 def _refuse_untrained(owner: Module, name: str, value: Any) -> None:
     "Raise UserError where `value` has what would be trained, if the owner found it."
-    if value is None or isinstance(value, (int, float, str)):
-        return
+    if torch.compiler.is_compiling() or value is None or isinstance(value, (int, float, str)):
+        return  # in a forward, which the compiler follows, nothing is built
     place, members = f"{type(owner).__name__}.{name}", [value]
     if isinstance(value, (list, tuple, dict)):
         members = list(value.values() if isinstance(value, dict) else value)

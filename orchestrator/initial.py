@@ -23,7 +23,7 @@ IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what pictu
 def start_from(place: str, job: Job, classes: tuple[str, ...]) -> tuple[Job, str]:
     """The job with the weights of the run `place`, and a sentence on what is kept and what is new.
 
-    The head, which is the last linear layer, is new where the classes differ. Pictures are normalised as that run's
+    The head (see `groups.body_and_head`) is new where the classes differ. Pictures are normalised as that run's
     were, since that is what its layers know. Raises UsageError where the run's model is another than the job's. A
     file is one of torchvision's or timm's weights for the job's ResNet, learnt on ImageNet.
     """

@@ -191,6 +191,19 @@ def test_what_would_never_be_trained_is_refused(kept) -> None:
     assert holder.state_dict().keys() == before, "nothing has changed"
 
 
+@pytest.mark.parametrize("kept", [(1, 2), {"a": torch.float32}, Mock, 3, [None]])
+def test_the_compiler_can_follow_what_is_kept_in_a_forward(kept) -> None:
+    class Keeps(Affine):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = kept
+            self.seen = [x]
+            return super().forward(x)
+
+    model, x = Keeps(), torch.rand(2, 3)
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(lambda x: model(x), fullgraph=True, backend="eager")(x), model(x))
+
+
 def test_layers_that_are_found_may_be_in_a_list_too() -> None:
     holder = Holder(Affine())
     holder.weight = Parameter(torch.zeros(1))
